@@ -1,0 +1,127 @@
+"""Which items are compared, and what is said about the others."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muscle.errors import PairingError
+from muscle.measure import compare
+
+from .conftest import WriteRows
+
+
+def rows(**outcomes: Any) -> list[dict[str, Any]]:
+    return [{"id": item, "correct": outcome} for item, outcome in outcomes.items()]
+
+
+def test_ids_pair_whatever_their_type(tmp_path: Path, write_rows: WriteRows) -> None:
+    new = tmp_path / "new.csv"
+    new.write_text("id,correct\n2,False\n1,True\n")
+    update = compare(write_rows("old.jsonl", [{"id": 1, "correct": 1}, {"id": 2, "correct": 1}]), new).update
+    assert (update.both_right, update.negative_flips) == (1, 1)
+
+
+def test_items_on_one_side_only_are_counted_and_shown(write_rows: WriteRows) -> None:
+    old = write_rows("old.jsonl", rows(a=1, b=1, c=1, d=1, e=0))
+    new = write_rows("new.jsonl", rows(e=1, f=1))
+    comparison = compare(old, new)
+    assert (comparison.update.n, comparison.update.only_old, comparison.update.only_new) == (1, 4, 1)
+    assert comparison.notes[:2] == (
+        "ids of old that new lacks: 4 of 5 ('a', 'b', 'c', ...)",
+        "ids of new that old lacks: 1 of 2 ('f')",
+    )
+
+
+def test_an_unscored_item_is_neither_right_nor_wrong(write_rows: WriteRows) -> None:
+    old = write_rows("old.jsonl", rows(a=1, b=None, c=1))
+    new = write_rows("new.jsonl", rows(a=0, b=1, c=None))
+    update = compare(old, new).update
+    assert (update.n, update.unscored, update.negative_flips, update.positive_flips) == (1, 2, 1, 0)
+
+
+def test_missing_answers(write_rows: WriteRows) -> None:
+    """Missing against present differs, missing against missing is the same, and both are counted."""
+    old = write_rows("old.jsonl", [{"id": i, "correct": 0, "answer": answer} for i, answer in enumerate([None, None])])
+    new = write_rows("new.jsonl", [{"id": i, "correct": 0, "answer": answer} for i, answer in enumerate([None, "x"])])
+    comparison = compare(old, new)
+    assert comparison.update.both_wrong_different == 1
+    assert (comparison.update.missing_answers_old, comparison.update.missing_answers_new) == (2, 1)
+    assert comparison.notes == ("missing answers: 2 in old, 1 in new; missing counts as an answer of its own",)
+
+
+def test_three_logs_share_one_set_of_items(write_rows: WriteRows) -> None:
+    old = write_rows("old.jsonl", rows(a=1, b=1, c=1, d=0))
+    new = write_rows("new.jsonl", rows(a=0, b=0, c=1, d=0))
+    compatible = write_rows("compatible.jsonl", rows(b=1, c=0, d=None))
+    comparison = compare(old, new, compatible)
+    assert comparison.compatible is not None
+    assert comparison.alignment is not None
+    assert comparison.update.n == comparison.compatible.n == comparison.alignment.n == 2
+    assert (comparison.update.negative_flips, comparison.compatible.negative_flips) == (1, 1)
+    assert (comparison.alignment.fixed, comparison.alignment.made, comparison.alignment.mid_p) == (1, 1, 0.75)
+    assert comparison.update.unscored == comparison.compatible.unscored == 1
+    assert "items of old and new left out because compatible lacks them: 1" in comparison.notes
+
+
+def test_tasks_that_only_one_log_has(tmp_path: Path, write_rows: WriteRows) -> None:
+    for side, tasks in (("old", "xy"), ("new", "yz")):
+        for task in tasks:
+            write_rows(f"{side}/{task}.jsonl", rows(a=1))
+    comparison = compare(tmp_path / "old", tmp_path / "new")
+    assert list(comparison.tasks) == ["y"]
+    assert comparison.notes[:2] == (
+        "tasks of old left out because not every log has them: 'x'",
+        "tasks of new left out because not every log has them: 'z'",
+    )
+
+
+def test_a_file_without_a_task_name_takes_the_other_s(tmp_path: Path, write_rows: WriteRows) -> None:
+    write_rows("old/piqa.jsonl", rows(a=1))
+    comparison = compare(tmp_path / "old", write_rows("whatever.jsonl", rows(a=0)))
+    assert list(comparison.tasks) == ["piqa"]
+    assert comparison.update.negative_flips == 1
+
+
+def test_logs_without_a_common_task(tmp_path: Path, write_rows: WriteRows) -> None:
+    write_rows("old/x.jsonl", rows(a=1))
+    write_rows("new/y.jsonl", rows(a=1))
+    with pytest.raises(PairingError, match="no task in common: old has 'x'; new has 'y'"):
+        compare(tmp_path / "old", tmp_path / "new")
+
+
+def lm_eval(write_rows: WriteRows, name: str, **fields: Any) -> Path:
+    row = {"doc_id": 0, "filtered_resps": ["x"], "filter": "none", "metrics": ["acc"], "acc": 1, "target": "t"}
+    return write_rows(name, [row | fields])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"metrics": ["em"], "em": 1}, r"different metrics \(old by acc, new by em\); choose one with --metric"),
+        ({"filter": "strict"}, r"different filters \(old by none, new by strict\); choose one with --filter"),
+    ],
+)
+def test_logs_judged_differently_are_not_compared(write_rows: WriteRows, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(PairingError, match=message):
+        compare(lm_eval(write_rows, "old.jsonl"), lm_eval(write_rows, "new.jsonl", **fields))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sign"),
+    [
+        ({"doc_hash": "a" * 64}, {"doc_hash": "b" * 64, "target": "u"}, "doc_hash"),
+        ({"doc_hash": "a" * 64}, {"target": "u"}, "target"),
+    ],
+)
+def test_one_id_for_different_items_is_warned_of(
+    write_rows: WriteRows, old: dict[str, str], new: dict[str, str], sign: str
+) -> None:
+    notes = compare(lm_eval(write_rows, "old.jsonl", **old), lm_eval(write_rows, "new.jsonl", **new)).notes
+    assert len(notes) == 1
+    assert notes[0].startswith(f"WARNING: {sign} differs between old and new for 1 of 1 paired ids ('0')")
+
+
+def test_a_table_and_a_samples_log_can_be_compared(write_rows: WriteRows) -> None:
+    table = write_rows("new.jsonl", [{"id": "0", "correct": False, "answer": "y", "target": "t"}])
+    assert compare(lm_eval(write_rows, "old.jsonl"), table).update.negative_flips == 1
