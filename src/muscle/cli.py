@@ -74,3 +74,26 @@ def compare(
     if json:
         write_json(comparison, json)
     print_comparison(comparison)
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(min=0, help="Decides the world, the data, and every initial weight.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Every stage at a tenth of the size, to see it run.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run [default: one below muscle-demo]")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Worker processes; each takes about 0.7 GB.")] = 2,
+) -> None:
+    """Run one whole model update in a small world: bases, adapters, alignment, controls, table.
+
+    Ctrl-C loses nothing but the stage under way: the same command goes on from there.
+    """
+    from rich.console import Console
+
+    from muscle.demo.run import run_demo
+    from muscle.update import require_training_stack
+
+    require_training_stack()
+
+    run_demo(seed, quick, out, jobs, Console(highlight=False, emoji=False, markup=False))

@@ -1,0 +1,44 @@
+"""The demo from start to table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from muscle.demo.plan import FULL, QUICK, full_plan
+from muscle.demo.table import meaning, print_rows, table_rows, write_rows
+from muscle.errors import MuscleError
+from muscle.update.pipeline import run_pipeline
+
+
+def run_demo(seed: int, quick: bool, out: Path | None, jobs: int, console: Console) -> None:
+    """Run what is missing of the embedded update and show its table.
+
+    Args:
+        seed: Decides the world, the data, and every initial weight.
+        quick: A tenth of the size: every stage, no meaningful figures.
+        out: Folder of the run; None names one after the seed below `muscle-demo`.
+        jobs: Number of worker processes.
+        console: Where progress and table are shown.
+
+    Raises:
+        MuscleError: `out` is no folder, or a stage failed.
+    """
+    root = out or Path("muscle-demo") / f"{'quick-' if quick else ''}seed-{seed}"
+    if root.exists() and not root.is_dir():
+        raise MuscleError(f"{root} is a file: choose a folder with --out")
+    console.print(Text(f"One model update in a world of its own, from pretraining to table, in {root}"))
+    run_pipeline(full_plan(seed, QUICK if quick else FULL), root, jobs, console)
+    rows = table_rows(root / "logs")
+    write_rows(rows, root / "table.json")
+    print_rows(rows, console)
+    console.print(Text(meaning(rows, root / "logs")))
+    if quick:
+        console.print(
+            Text("This was --quick: every stage is real, but the models are too small for the figures to mean much.")
+        )
+    console.print(Text(f"Adapters: {root}/adapters  logs: {root}/logs  bases: {root}/bases  table: {root}/table.json"))
+    example = root / "logs" / "scenes"
+    console.print(Text(f"Look closer: muscle compare {example}/old {example}/new --compatible {example}/muscle"))

@@ -1,0 +1,16 @@
+"""Training: from two bases and a task to task adapters, a compatibility adapter and their evaluation logs."""
+
+from importlib.util import find_spec
+
+from muscle.errors import MuscleError
+
+
+def require_training_stack() -> None:
+    """Check, without importing them, that the libraries of the `update` extra are installed.
+
+    Raises:
+        MuscleError: one is missing.
+    """
+    missing = [name for name in ("torch", "transformers", "peft", "lm_eval") if find_spec(name) is None]
+    if missing:
+        raise MuscleError(f"training needs {', '.join(missing)}: pip install 'muscle-llm[update]'")
