@@ -1,1 +1,1 @@
-"""The embedded model update: a small synthetic world in which a whole update, from pretraining to table, takes minutes."""
+"""The embedded model update: a small world in which a whole update, from pretraining to table, takes minutes."""

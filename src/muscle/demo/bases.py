@@ -15,9 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from muscle.demo.world import vocabulary
 from muscle.update.objectives import task_objective
-from muscle.update.tasks import IGNORED
 from muscle.update.pipeline import Report
-from muscle.update.trainer import TrainingSettings, train
+from muscle.update.recipe import TrainingSettings
+from muscle.update.tasks import IGNORED
+from muscle.update.trainer import train
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 
@@ -32,7 +33,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     words = {word: i for i, word in enumerate((*SPECIAL, *vocabulary()))}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=256
     )
 

@@ -4,70 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from muscle.demo import stages
 from muscle.demo.stages import TASKS
 from muscle.update.pipeline import Stage
-
-Split = Literal["validation", "test"]
-
-
-@dataclass(frozen=True)
-class Training:
-    """How an adapter is trained; the epoch of lowest validation cross-entropy is kept."""
-
-    epochs: int
-    learning_rate: float
-    batch_size: int = 64
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """What a compatibility adapter learns from; see `muscle.update.adapters.AlignmentSettings`."""
-
-    weight: str | None
-    temperature: float = 1.0
-    ce_share: float = 0.0
+from muscle.update.recipe import AlignmentSettings, LoraSettings, Split, TrainingSettings
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How big the embedded update is. The defaults were frozen before the first adapter was aligned."""
+    """How big the embedded update is."""
 
-    documents: Mapping[str, int] = field(default_factory=lambda: {"v1": 26_000, "v2": 36_000})
-    pretraining_steps: Mapping[str, int] = field(default_factory=lambda: {"v1": 1100, "v2": 1250})
-    items: Mapping[str, Mapping[str, int]] = field(
-        default_factory=lambda: {
-            "scenes": {"train": 2500, "validation": 500, "test": 2000},
-            "sums": {"train": 1000, "validation": 500, "test": 2000},
-        }
-    )
-    lora: Mapping[str, int] = field(default_factory=lambda: {"rank": 32, "alpha": 64})
-    task_training: Training = Training(epochs=30, learning_rate=3e-3)
-    """Long enough for the validation optimum: 45 epochs of scenes, or 60 of sums, reach no lower cross-entropy there."""
-    alignment_training: Mapping[str, Training] = field(
-        default_factory=lambda: {task: Training(epochs=12, learning_rate=2e-3) for task in TASKS}
-    )
+    documents: Mapping[str, int]
+    """By version; likewise the steps."""
+    pretraining_steps: Mapping[str, int]
+    items: Mapping[str, Mapping[str, int]]
+    """By task and split."""
+    task_training: TrainingSettings
+    alignment_training: Mapping[str, TrainingSettings]
+    """By task; of the compatibility adapter and its trained controls."""
+    lora: LoraSettings = field(default_factory=lambda: LoraSettings(rank=32, alpha=64))
 
 
-FULL = Sizes()
+# World, sizes and the training of task adapters were frozen before the first adapter was aligned. 30 epochs reach the
+# validation optimum: 45 of scenes, or 60 of sums, find no lower cross-entropy (docs/experiments.md).
+FULL = Sizes(
+    documents={"v1": 26_000, "v2": 36_000},
+    pretraining_steps={"v1": 1100, "v2": 1250},
+    items={
+        "scenes": {"train": 2500, "validation": 500, "test": 2000},
+        "sums": {"train": 1000, "validation": 500, "test": 2000},
+    },
+    task_training=TrainingSettings(epochs=30, learning_rate=3e-3),
+    alignment_training={
+        "scenes": TrainingSettings(epochs=12, learning_rate=2e-3),
+        "sums": TrainingSettings(epochs=30, learning_rate=2e-3),
+    },
+)
 QUICK = Sizes(
     documents={"v1": 4000, "v2": 5000},
     pretraining_steps={"v1": 150, "v2": 180},
     items={task: {"train": 400, "validation": 200, "test": 400} for task in TASKS},
-    task_training=Training(epochs=4, learning_rate=3e-3),
-    alignment_training={task: Training(epochs=2, learning_rate=2e-3) for task in TASKS},
+    task_training=TrainingSettings(epochs=4, learning_rate=3e-3),
+    alignment_training={task: TrainingSettings(epochs=2, learning_rate=2e-3) for task in TASKS},
 )
 
 METHODS = ("old", "new", "muscle", "paper_t2", "ce_control", "old_only", "ensemble", "reseeded")
-"""Rows of the table: both task models, the compatibility adapter as chosen here and as in the paper, and the controls."""
+"""Rows of the table: both task models, the compatibility adapter as chosen here and as in the paper, controls."""
 
-CHOSEN = Alignment("student_wrong", temperature=1.0)
+CHOSEN = AlignmentSettings("student_wrong", temperature=1.0)
 TRAINED = {
     "muscle": CHOSEN,
-    "paper_t2": Alignment("student_wrong", temperature=2.0),
-    "ce_control": Alignment(None),
+    "paper_t2": AlignmentSettings("student_wrong", temperature=2.0),
+    "ce_control": AlignmentSettings(None),
     "old_only": replace(CHOSEN, weight="always_old"),
 }
 """Methods that train an adapter from the new task adapter on, for the same number of steps."""
@@ -101,12 +91,12 @@ def base_stages(seed: int, sizes: Sizes) -> list[Stage]:
         plan.append(Stage(f"bases/{version}", stages.pretrain_base, settings))
     for task in TASKS:
         for model, version, model_seed in (("old", "v1", seed), ("new", "v2", seed), ("reseeded", "v2", seed + RESEED)):
-            training = {**asdict(sizes.task_training), "seed": model_seed}
+            training = asdict(replace(sizes.task_training, seed=model_seed))
             plan.append(
                 Stage(
                     f"adapters/{task}/{model}",
                     stages.adapt,
-                    {"task": task, "training": training, "lora": dict(sizes.lora)},
+                    {"task": task, "training": training, "lora": asdict(sizes.lora)},
                     {"base": f"bases/{version}", "tasks": "tasks"},
                 )
             )
@@ -123,12 +113,14 @@ def _update_inputs(task: str) -> dict[str, str]:
     }
 
 
-def alignment_stage(task: str, method: str, alignment: Alignment, training: Training, seed: int) -> Stage:
+def alignment_stage(
+    task: str, method: str, alignment: AlignmentSettings, training: TrainingSettings, seed: int
+) -> Stage:
     """A compatibility adapter or a trained control, from the same start."""
     settings: dict[str, Any] = {
         "task": task,
         "alignment": asdict(alignment),
-        "training": {**asdict(training), "seed": seed},
+        "training": asdict(replace(training, seed=seed)),
     }
     return Stage(f"adapters/{task}/{method}", stages.align, settings, _update_inputs(task))
 

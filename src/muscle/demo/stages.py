@@ -13,6 +13,7 @@ import numpy as np
 
 from muscle.demo.world import Version, World
 from muscle.update.pipeline import Report
+from muscle.update.recipe import AlignmentSettings, LoraSettings, Split, TrainingSettings
 
 TASKS = ("scenes", "sums")
 SPLITS = ("train", "validation", "test")
@@ -55,9 +56,8 @@ def adapt(
     tasks: Path,
 ) -> None:
     """A task adapter."""
-    from muscle.update.adapters import LoraSettings, train_task_adapter
+    from muscle.update.adapters import train_task_adapter
     from muscle.update.tasks import load_task
-    from muscle.update.trainer import TrainingSettings
 
     train_task_adapter(
         base, load_task(task, tasks), LoraSettings(**lora), TrainingSettings(**training), destination, report
@@ -78,9 +78,8 @@ def align(
     tasks: Path,
 ) -> None:
     """A compatibility adapter, or one of its trained controls."""
-    from muscle.update.adapters import AlignmentSettings, train_compatibility_adapter
+    from muscle.update.adapters import train_compatibility_adapter
     from muscle.update.tasks import load_task
-    from muscle.update.trainer import TrainingSettings
 
     train_compatibility_adapter(
         old_base,
@@ -96,7 +95,7 @@ def align(
 
 
 def evaluate(
-    destination: Path, report: Report, *, task: str, method: str, split: str, base: Path, adapter: Path, tasks: Path
+    destination: Path, report: Report, *, task: str, method: str, split: Split, base: Path, adapter: Path, tasks: Path
 ) -> None:
     """The evaluation log of one task model."""
     from muscle.update import scoring
@@ -110,7 +109,7 @@ def evaluate_ensemble(
     report: Report,
     *,
     task: str,
-    split: str,
+    split: Split,
     old_base: Path,
     old: Path,
     new_base: Path,

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
+FloatArray = npt.NDArray[np.float64]
 Version = Literal["v1", "v2"]
 
 WEATHERS = ("sun", "wind", "rain", "snow", "fog", "storm")
@@ -76,7 +78,7 @@ class World:
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng([seed, 0])
 
-        def table(*shape: int) -> np.ndarray:
+        def table(*shape: int) -> FloatArray:
             return rng.standard_normal(shape)
 
         weathers, times, moods, goals = len(WEATHERS), len(TIMES), len(MOODS), len(GOALS)
@@ -87,7 +89,7 @@ class World:
         self._mood_time_place, self._name_place = table(moods, times, places), 0.7 * table(names, places)
         self._item_place = 0.7 * table(items, places)
 
-    def _ending_scores(self, weather: int, time: int, mood: int, goal: int, name: int) -> np.ndarray:
+    def _ending_scores(self, weather: int, time: int, mood: int, goal: int, name: int) -> FloatArray:
         item = (
             self._weather_item[weather]
             + self._goal_item[goal]
@@ -96,7 +98,7 @@ class World:
         )
         place = self._time_place[time] + self._mood_place[mood] + self._name_place[name]
         place = place + self._mood_time_place[mood, time]
-        return (item[:, None] + place[None, :] + self._item_place).ravel()  # (items * places,)
+        return np.asarray(item[:, None] + place[None, :] + self._item_place).ravel()  # (items * places,)
 
     def scene(self, rng: np.random.Generator, weather: int | None = None) -> Scene:
         """Sample one scene; `weather` fixes the weather's index."""
@@ -150,6 +152,7 @@ def _ending(person: str, ending: int) -> str:
     return f"{PRONOUN[person]} takes the {ITEMS[item]} to the {PLACES[place]} ."
 
 
-def _softmax(scores: np.ndarray) -> np.ndarray:
+def _softmax(scores: FloatArray) -> FloatArray:
     exp = np.exp(scores - scores.max())
-    return exp / exp.sum()
+    probabilities: FloatArray = exp / exp.sum()
+    return probabilities

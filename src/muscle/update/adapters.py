@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,28 +16,10 @@ from muscle.update import weights
 from muscle.update.models import load_base, load_task_model, load_tokenizer
 from muscle.update.objectives import Compatibility, Objective, task_objective
 from muscle.update.pipeline import Report
+from muscle.update.recipe import AlignmentSettings, LoraSettings, TrainingSettings
 from muscle.update.tasks import PaddingCollator, TokenizedExamples, examples
 from muscle.update.teachers import CachedTeacher
-from muscle.update.trainer import TrainingSettings, train
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Shape of an adapter; it sits on all linear layers, without dropout (the paper's table 8)."""
-
-    rank: int
-    alpha: int
-
-
-@dataclass(frozen=True)
-class AlignmentSettings:
-    """What the compatibility adapter learns from (section 4 and appendix A.4)."""
-
-    weight: Literal["student_wrong", "always_old"] | None
-    """Which tokens the old teacher rules, by its name in `muscle.update.weights`; None: no teachers, plain cross-entropy."""
-    temperature: float = 1.0
-    ce_share: float = 0.0
-    """1 - lambda, the share of cross-entropy, in [0, 1)."""
+from muscle.update.trainer import train
 
 
 def new_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int) -> PeftModel:

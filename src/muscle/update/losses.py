@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,7 +19,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, counted: Tensor) -> tuple[Ten
     """
     kept = counted.reshape(-1)
     rows, gold = logits.flatten(0, 1)[kept], targets.reshape(-1)[kept]
-    return F.cross_entropy(rows, gold, reduction="sum"), kept.sum()
+    return functional.cross_entropy(rows, gold, reduction="sum"), kept.sum()
 
 
 def divergence(
@@ -44,6 +44,6 @@ def divergence(
     kept = counted.reshape(-1)
     w = weight.detach().reshape(-1, 1)[kept]
     teacher = w * old.flatten(0, 1)[kept] + (1 - w) * new.flatten(0, 1)[kept]  # (n, V)
-    log_teacher = F.log_softmax(teacher.detach() / temperature, dim=-1)
-    log_student = F.log_softmax(student.flatten(0, 1)[kept] / temperature, dim=-1)
-    return F.kl_div(log_student, log_teacher, reduction="sum", log_target=True), kept.sum()
+    log_teacher = functional.log_softmax(teacher.detach() / temperature, dim=-1)
+    log_student = functional.log_softmax(student.flatten(0, 1)[kept] / temperature, dim=-1)
+    return functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True), kept.sum()

@@ -17,7 +17,7 @@ Objective = Callable[[Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
 
 def task_objective(logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Plain cross-entropy on every target: how task adapters are trained, and the control of the compatibility adapter."""
+    """Plain cross-entropy: how task adapters are trained, and the control of the compatibility adapter."""
     targets = batch["labels"][:, 1:]
     return cross_entropy(logits[:, :-1], targets, targets != IGNORED)
 

@@ -131,7 +131,7 @@ _news: Queue[tuple[str, float, str]]
 
 
 def _start_worker(news: Queue[tuple[str, float, str]]) -> None:
-    global _news  # noqa: PLW0603  # a worker process gets its queue only here
+    global _news  # a worker process can get its queue only here
     _news = news
     parent = multiprocessing.parent_process()
     assert parent is not None

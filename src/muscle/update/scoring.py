@@ -1,9 +1,9 @@
-"""Evaluation through lm-eval, written as lm-eval's own samples logs; and the ensemble that a single model is held to."""
+"""Evaluation through lm-eval, written as its own samples logs; and the ensemble that one model is held to."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lm_eval
 import torch
@@ -11,6 +11,8 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
+
+from muscle.update.recipe import Split
 
 BATCH_SIZE = 256
 
@@ -24,7 +26,7 @@ def _options() -> dict[str, Any]:
     return {"backend": "causal", "batch_size": BATCH_SIZE, "device": "cuda" if torch.cuda.is_available() else "cpu"}
 
 
-def evaluate(lm: HFLM, name: str, task: Any, split: Literal["validation", "test"], destination: Path) -> None:
+def evaluate(lm: HFLM, name: str, task: Any, split: Split, destination: Path) -> None:
     """Evaluate one lm-eval task and write `results_*.json` and `samples_*.jsonl` under `destination`.
 
     Args:
@@ -39,14 +41,14 @@ def evaluate(lm: HFLM, name: str, task: Any, split: Literal["validation", "test"
     tracker = EvaluationTracker(output_path=str(destination))
     tracker.general_config_tracker.log_experiment_args("hf", {"pretrained": name}, None, None, None)
     # Not simple_evaluate, which spends seconds on each call describing the machine.
-    results = lm_eval.evaluate(lm, {task.config.task: task}, bootstrap_iters=0)
+    results = lm_eval.evaluate(lm, {"tasks": {task.config.task: task}}, bootstrap_iters=0)
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples)
     for task_name, rows in samples.items():
         tracker.save_results_samples(task_name, rows)
 
 
-class Ensemble(HFLM):
+class Ensemble(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     """Both task models at inference: softmax of their mean logits, token by token.
 
     It needs both models in memory and twice the time; it is here as the reference that one model is held to.
@@ -68,7 +70,7 @@ class Ensemble(HFLM):
         return generated
 
 
-class _MeanWith(LogitsProcessor):  # type: ignore[misc]
+class _MeanWith(LogitsProcessor):
     """Mean of the generating model's next-token logits and another model's, whose context is read anew each step."""
 
     def __init__(self, other: nn.Module, prompt_mask: Tensor) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lm_eval.tasks import TaskManager, get_task_dict
+from lm_eval.tasks import TaskManager
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
@@ -37,7 +37,7 @@ def load_task(name: str, include_path: Path) -> Any:
     if name not in manager.all_tasks:
         known = ", ".join(sorted(manager.all_tasks)) or "none"
         raise MuscleError(f"no lm-eval task '{name}' under {include_path} (defined there: {known}): correct the name")
-    return get_task_dict([name], manager)[name]
+    return manager.load(name)["tasks"][name]
 
 
 def examples(task: Any, split: str) -> list[Example]:

@@ -41,7 +41,7 @@ class CachedTeacher:
             hidden, logits = hidden_and_logits(model, **inputs)
             if not self._hidden and not torch.allclose(self._head(hidden), logits, atol=1e-4):
                 raise MuscleError(
-                    f"{model.config.model_type} changes its logits after the output head, which the teacher cache "
+                    f"{type(model).__name__} changes its logits after the output head, which the teacher cache "
                     "does not reproduce: use an architecture without logit softcapping or scaling"
                 )
             lengths = batch["attention_mask"].sum(1).tolist()

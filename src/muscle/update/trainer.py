@@ -10,25 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from muscle.update.objectives import Objective, task_objective
 from muscle.update.pipeline import Report
+from muscle.update.recipe import TrainingSettings
 
 Collator = Callable[[list[dict[str, Tensor]]], dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How long and how fast to train. AdamW without weight decay, cosine schedule to zero."""
-
-    epochs: int
-    learning_rate: float
-    batch_size: int
-    warmup_steps: int = 0
-    patience: int | None = None
-    """Stop after this many epochs without a lower validation cross-entropy; None: never."""
-    seed: int = 0
 
 
 class UpdateTrainer(Trainer):
@@ -36,7 +24,7 @@ class UpdateTrainer(Trainer):
 
     def __init__(self, *args: Any, objective: Objective, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.objective = objective
+        self.objective: Objective = objective
         # Makes Trainer count targets over all accumulated batches, so that accumulation does not change the loss.
         self.model_accepts_loss_kwargs = True
 
@@ -55,7 +43,8 @@ class UpdateTrainer(Trainer):
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Validation cross-entropy in nats per target, whatever the training objective is (the paper's selection)."""
-        assert self.eval_dataset is not None
+        assert isinstance(self.eval_dataset, Dataset)
+        assert self.model is not None
         loader = DataLoader(self.eval_dataset, self.args.eval_batch_size, collate_fn=self.data_collator)
         metrics = {f"{metric_key_prefix}_cross_entropy": mean_cross_entropy(self.model, loader)}
         self.log(metrics)
@@ -102,8 +91,14 @@ def train(
     """Train the model's trainable weights in place; with a validation set, leave the best epoch's weights in it.
 
     Args:
-        work_dir: checkpoints go here; the caller owns and removes it.
-        report: told after every step.
+        model: The student; its trainable weights are changed.
+        objective: What each step minimises.
+        settings: How long and how fast.
+        train_set: Items with `input_ids`, `labels` and whatever the objective reads.
+        validation_set: Decides which epoch's weights are kept; None keeps the last.
+        collator: Turns items into a padded batch.
+        work_dir: Checkpoints go here; the caller removes it.
+        report: Told after every step.
     """
     select = validation_set is not None
     arguments = TrainingArguments(
@@ -129,9 +124,6 @@ def train(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    callbacks: list[TrainerCallback] = [_ReportCallback(report)]
-    if select and settings.patience is not None:
-        callbacks.append(EarlyStoppingCallback(settings.patience))
     trainer = UpdateTrainer(
         model,
         arguments,
@@ -139,7 +131,7 @@ def train(
         train_dataset=train_set,
         eval_dataset=validation_set,
         data_collator=collator,
-        callbacks=callbacks,
+        callbacks=[_ReportCallback(report)],
     )
     trainer.train()
     curve = [entry["eval_cross_entropy"] for entry in trainer.state.log_history if "eval_cross_entropy" in entry]
@@ -154,5 +146,5 @@ class _ReportCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._report(state.global_step / state.max_steps, self._words)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        self._words = f"epoch {round(state.epoch)}, validation {metrics['eval_cross_entropy']:.4f} nats"
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._words = f"epoch {round(state.epoch)}, validation {kwargs['metrics']['eval_cross_entropy']:.4f} nats"

@@ -1,0 +1,117 @@
+"""How the demo's alignment settings were chosen: on the validation split, over several seeds.
+
+    python experiments/choose_settings.py --seeds 0 1 2 --root runs/choose
+
+Every candidate aligns the same task models of each seed. The table shows, per task, means over the seeds; a candidate
+is admissible where its accuracy is not below the new model's by more than one standard error of the paired difference,
+and the admissible candidate with the largest mean fall of NFR over both tasks is the one to take. Finished stages are
+kept, so candidates can be added.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from muscle.demo.plan import FULL, alignment_stage, base_stages, evaluation_stage
+from muscle.demo.stages import TASKS
+from muscle.measure import compare
+from muscle.update.pipeline import Stage, run_pipeline
+from muscle.update.recipe import AlignmentSettings, TrainingSettings
+
+REFERENCES = ("old", "new", "reseeded", "ensemble")
+LOGS = "validation-logs"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting for both tasks."""
+
+    alignment: AlignmentSettings
+    learning_rate: float = 2e-3
+    length: int = 1
+    """In units of 12 epochs of scenes or 30 of sums, about 470 steps each."""
+
+    def training(self, task: str) -> TrainingSettings:
+        """The same number of steps for both tasks."""
+        return TrainingSettings({"scenes": 12, "sums": 30}[task] * self.length, self.learning_rate)
+
+
+def _muscle(temperature: float, ce_share: float) -> AlignmentSettings:
+    return AlignmentSettings("student_wrong", temperature, ce_share)
+
+
+CANDIDATES = {
+    "ce": Candidate(AlignmentSettings(None)),
+    "old-t1": Candidate(AlignmentSettings("always_old")),
+    "t1": Candidate(_muscle(1, 0)),
+    "t1-ce.3": Candidate(_muscle(1, 0.3)),
+    "t2": Candidate(_muscle(2, 0)),
+    "t2-ce.3": Candidate(_muscle(2, 0.3)),
+}
+
+
+def plan(seed: int) -> list[Stage]:
+    """All candidates and references of one seed, evaluated on the validation split."""
+    stages = base_stages(seed, FULL)
+    for task in TASKS:
+        for name, candidate in CANDIDATES.items():
+            stages.append(alignment_stage(task, name, candidate.alignment, candidate.training(task), seed))
+        stages += [evaluation_stage(task, name, "validation", LOGS) for name in (*REFERENCES, *CANDIDATES)]
+    return stages
+
+
+def show(root: Path, seeds: list[int], console: Console) -> None:
+    """Print the table of means."""
+    for task in TASKS:
+        table = Table("candidate", "accuracy", "- new", "NFR", "change %", "rel. NFR", "fixed/made", title=task)
+        for name in ("ensemble", "reseeded", *CANDIDATES):
+            logs = [root / str(seed) / LOGS / task for seed in seeds]
+            runs = [compare(log / "old", log / "new", log / name) for log in logs]
+            accuracy = np.array([run.compatible.accuracy_new.value for run in runs])
+            difference = np.array([run.alignment.delta_accuracy.value for run in runs])
+            items = sum(run.alignment.n for run in runs)
+            changed = sum(run.alignment.n * _share_changed(log, name) for run, log in zip(runs, logs, strict=True))
+            error = np.sqrt(changed) / items
+            nfr = np.array([run.compatible.nfr.value for run in runs])
+            change = np.array([run.alignment.nfr_change_percent.value for run in runs])
+            relative = np.array([run.compatible.relative_nfr.value for run in runs])
+            fixed, made = (sum(getattr(run.alignment, key) for run in runs) for key in ("fixed", "made"))
+            table.add_row(
+                name,
+                f"{100 * accuracy.mean():.2f}",
+                f"{100 * difference.mean():+.2f} ± {100 * error:.2f}",
+                f"{100 * nfr.mean():.2f}",
+                f"{change.mean():+.1f} ({', '.join(f'{c:+.0f}' for c in change)})",
+                f"{100 * relative.mean():.1f}",
+                f"{fixed}/{made}",
+            )
+        console.print(table)
+
+
+def _share_changed(log: Path, name: str) -> float:
+    """Share of items where new and candidate differ in being right: the variance of the paired difference, nearly."""
+    update = compare(log / "new", log / name).update
+    return (update.positive_flips + update.negative_flips) / update.n
+
+
+def main() -> None:
+    """Train what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--root", type=Path, default=Path("runs/choose"))
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    console = Console()
+    for seed in arguments.seeds:
+        run_pipeline(plan(seed), arguments.root / str(seed), arguments.jobs, console)
+    show(arguments.root, arguments.seeds, console)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Stage functions that workers of the pipeline tests import."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from muscle.errors import MuscleError
+from muscle.update.pipeline import Report
+
+
+def write(out: Path, report: Report, *, text: str) -> None:
+    """Writes its text, and says that it ran."""
+    print("chatter of a library")
+    report(1.0, "written")
+    (out / "text").write_text(text)
+    (out / "ran").write_text(str(time.time_ns()))
+
+
+def join(out: Path, report: Report, *, between: str, left: Path, right: Path) -> None:
+    """Joins the texts of two stages."""
+    write(out, report, text=between.join((folder / "text").read_text() for folder in (left, right)))
+
+
+def fail(out: Path, report: Report, *, way: str, left: Path) -> None:
+    """Leaves half an output, then fails in one of three ways."""
+    (out / "text").write_text("half")
+    if way == "raise":
+        raise MuscleError("no such tokenizer: choose another")
+    if way == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if way == "hang":
+        time.sleep(600)

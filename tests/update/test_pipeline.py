@@ -1,0 +1,82 @@
+"""Stages in real worker processes: what is kept, what is redone, what a failure leaves behind."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from muscle.errors import MuscleError
+from muscle.update.pipeline import Stage, fingerprint, run_pipeline
+from tests.update import steps
+
+LEFT = Stage("parts/left", steps.write, {"text": "a"})
+RIGHT = Stage("parts/right", steps.write, {"text": "b"})
+WHOLE = Stage("whole", steps.join, {"between": "-"}, {"left": "parts/left", "right": "parts/right"})
+PLAN = [LEFT, RIGHT, WHOLE]
+
+
+def run(root: Path, *stages: Stage) -> str:
+    console = Console(file=io.StringIO())
+    run_pipeline(stages, root, 2, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def times(root: Path) -> dict[str, str]:
+    return {str(path.parent.relative_to(root)): path.read_text() for path in root.rglob("ran")}
+
+
+def test_only_what_changed_is_run_again(tmp_path: Path) -> None:
+    lines = run(tmp_path, *PLAN).splitlines()
+    assert (tmp_path / "whole" / "text").read_text() == "a-b"
+    assert [line.split(":")[0] for line in lines[2:]] == ["[3/3] whole"]
+    record = json.loads((tmp_path / "whole" / "stage.json").read_text())
+    assert record["settings"] == {"between": "-"}
+    assert record["inputs"] == {"left": "parts/left", "right": "parts/right"}
+    assert "chatter" in (tmp_path / "whole" / "stage.log").read_text()
+    assert not list((tmp_path / ".partial").rglob("text"))
+    first = times(tmp_path)
+
+    assert run(tmp_path, *PLAN) == ""
+    assert times(tmp_path) == first
+
+    run(tmp_path, LEFT, replace(RIGHT, settings={"text": "c"}), WHOLE)
+    assert (tmp_path / "whole" / "text").read_text() == "a-c"
+    again = times(tmp_path)
+    assert {name for name in again if again[name] != first[name]} == {"parts/right", "whole"}
+
+
+@pytest.mark.parametrize(
+    ("way", "message"), [("raise", "no such tokenizer: choose another"), ("die", "worker process was killed.*--jobs 1")]
+)
+def test_a_failed_stage_leaves_nothing_and_the_rest_stays(tmp_path: Path, way: str, message: str) -> None:
+    broken = Stage("broken", steps.fail, {"way": way}, {"left": "parts/left"})
+    with pytest.raises(MuscleError, match=message):
+        run(tmp_path, LEFT, broken)
+    assert not (tmp_path / "broken").exists()
+    assert (tmp_path / "parts/left/text").read_text() == "a"
+    before = times(tmp_path)
+    run(tmp_path, LEFT, replace(WHOLE, name="broken", inputs={"left": "parts/left", "right": "parts/left"}))
+    assert (tmp_path / "broken" / "text").read_text() == "a-a"
+    assert times(tmp_path)["parts/left"] == before["parts/left"]
+
+
+def test_a_damaged_record_counts_as_missing(tmp_path: Path) -> None:
+    run(tmp_path, LEFT)
+    (tmp_path / "parts/left/stage.json").write_text('{"fingerpr')
+    assert "parts/left" in run(tmp_path, LEFT)
+
+
+def test_fingerprint_depends_on_everything_that_decides_the_output() -> None:
+    base = fingerprint(PLAN)
+    assert fingerprint(PLAN) == base
+    for changed in (
+        [replace(LEFT, settings={"text": "z"}), RIGHT, WHOLE],
+        [LEFT, RIGHT, replace(WHOLE, settings={"between": "+"})],
+        [LEFT, RIGHT, replace(WHOLE, function=steps.fail)],
+        [LEFT, RIGHT, replace(WHOLE, inputs={"left": "parts/right", "right": "parts/left"})],
+    ):
+        assert fingerprint(changed)["whole"] != base["whole"]
+        assert fingerprint(changed)["parts/right"] == base["parts/right"]
