@@ -34,12 +34,12 @@ class Candidate:
 
     alignment: AlignmentSettings
     learning_rate: float = 2e-3
-    length: int = 1
+    length: float = 1
     """In units of 12 epochs of scenes or 30 of sums, about 470 steps each."""
 
     def training(self, task: str) -> TrainingSettings:
         """The same number of steps for both tasks."""
-        return TrainingSettings({"scenes": 12, "sums": 30}[task] * self.length, self.learning_rate)
+        return TrainingSettings(round({"scenes": 12, "sums": 30}[task] * self.length), self.learning_rate)
 
 
 def _muscle(temperature: float, ce_share: float) -> AlignmentSettings:
@@ -53,6 +53,10 @@ CANDIDATES = {
     "t1-ce.3": Candidate(_muscle(1, 0.3)),
     "t2": Candidate(_muscle(2, 0)),
     "t2-ce.3": Candidate(_muscle(2, 0.3)),
+    "t1-lr4": Candidate(_muscle(1, 0), learning_rate=4e-3),
+    "t1-lr4-short": Candidate(_muscle(1, 0), learning_rate=4e-3, length=2 / 3),
+    "t.5": Candidate(_muscle(0.5, 0)),
+    "t.5-lr4-short": Candidate(_muscle(0.5, 0), learning_rate=4e-3, length=2 / 3),
 }
 
 
