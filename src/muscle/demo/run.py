@@ -29,16 +29,20 @@ def run_demo(seed: int, quick: bool, out: Path | None, jobs: int, console: Conso
     root = out or Path("muscle-demo") / f"{'quick-' if quick else ''}seed-{seed}"
     if root.exists() and not root.is_dir():
         raise MuscleError(f"{root} is a file: choose a folder with --out")
-    console.print(Text(f"One model update in a world of its own, from pretraining to table, in {root}"))
+
+    def say(line: str) -> None:
+        console.print(Text(line), soft_wrap=not console.is_terminal)  # a pipe gets whole lines
+
+    say(f"One model update in a world of its own, from pretraining to table, in {root}")
     run_pipeline(full_plan(seed, QUICK if quick else FULL), root, jobs, console)
     rows = table_rows(root / "logs")
     write_rows(rows, root / "table.json")
     print_rows(rows, console)
-    console.print(Text(meaning(rows, root / "logs")))
+    say(meaning(rows, root / "logs"))
     if quick:
-        console.print(
-            Text("This was --quick: every stage is real, but the models are too small for the figures to mean much.")
-        )
-    console.print(Text(f"Adapters: {root}/adapters  logs: {root}/logs  bases: {root}/bases  table: {root}/table.json"))
-    example = root / "logs" / "scenes"
-    console.print(Text(f"Look closer: muscle compare {example}/old {example}/new --compatible {example}/muscle"))
+        say("This was --quick: every stage is real, but the models are too small for the figures to mean much.")
+    say(f"table     {root / 'table.json'}")
+    for kind in ("logs", "adapters", "bases", "tasks"):
+        say(f"{kind:<9} {root / kind}")
+    scenes = root / "logs" / "scenes"
+    say(f"Look closer: muscle compare {scenes / 'old'} {scenes / 'new'} --compatible {scenes / 'muscle'}")

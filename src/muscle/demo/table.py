@@ -10,6 +10,7 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from muscle.demo.plan import METHODS
 from muscle.demo.stages import TASKS
@@ -19,12 +20,17 @@ LABELS = {
     "old": "old model",
     "new": "new model",
     "muscle": "muscle",
-    "paper_t2": "muscle, the paper's T = 2",
-    "ce_control": "same steps, plain CE",
-    "old_only": "distil the old model only",
-    "ensemble": "both models at inference",
-    "reseeded": "new model, other seed",
+    "paper_t2": "muscle, T = 2",
+    "ce_control": "plain CE",
+    "old_only": "old teacher",
+    "ensemble": "both models",
+    "reseeded": "new, reseeded",
 }
+LEGEND = (
+    "Percent of all test items; rel. NFR: of the flips that independent errors would give. fixed, made: negative flips "
+    "gone and new, against the plain update. T = 2: the paper's temperature. plain CE: the same steps of cross-entropy "
+    "from the same start. old teacher: distils the old model only. both models: together at inference."
+)
 
 
 @dataclass(frozen=True)
@@ -97,21 +103,17 @@ def write_rows(rows: list[Row], path: Path) -> None:
 
 
 def print_rows(rows: list[Row], console: Console) -> None:
-    """One table per task, 80 columns wide at most."""
+    """One table per task and a legend, 80 columns wide at most."""
     for task in TASKS:
-        table = Table(
-            box=box.SIMPLE_HEAD if console.is_terminal else box.MARKDOWN,
-            pad_edge=not console.is_terminal,
-            title=f"{task}: from the old model to ...",
-            title_justify="left",
-        )
-        table.add_column("")
+        table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.MARKDOWN, pad_edge=not console.is_terminal)
+        table.add_column(task, no_wrap=True)
         for header in ("accuracy", "NFR", "change", "rel. NFR", "NFR_mc", "fixed", "made"):
             table.add_column(header, justify="right")
         for row in rows:
             if row.task == task:
                 table.add_row(LABELS[row.method], *_cells(row), style="bold" if row.method == "muscle" else None)
         console.print(table)
+    console.print(Text(LEGEND, style="dim"), soft_wrap=not console.is_terminal)
 
 
 def _cells(row: Row) -> list[str]:
@@ -123,20 +125,19 @@ def _cells(row: Row) -> list[str]:
 
 
 def meaning(rows: list[Row], logs: Path) -> str:
-    """What the table says of the method, against the plain update and against the same steps of plain cross-entropy."""
+    """One sentence: the method against the plain update, and against the same steps of plain cross-entropy."""
     parts = []
     for task in TASKS:
         new, muscle = (next(row for row in rows if (row.task, row.method) == (task, m)) for m in ("new", "muscle"))
         _, control = _compatible(compare(logs / task / "old", logs / task / "ce_control", logs / task / "muscle"))
         fewer = control.fixed - control.made
         parts.append(
-            f"on {task} the plain update breaks {_percent(new.nfr)} of all answers and the compatibility adapter "
-            f"{_percent(muscle.nfr)}, {abs(fewer)} {'fewer' if fewer >= 0 else 'more'} than the same steps of plain "
-            f"cross-entropy (p = {control.mid_p:.1g}), at {_percent(muscle.accuracy)} accuracy against "
-            f"{_percent(new.accuracy)}"
+            f"{task}: the update turns {_percent(new.nfr)} of all answers from right to wrong, with the compatibility "
+            f"adapter {_percent(muscle.nfr)} ({abs(fewer)} {'fewer' if fewer >= 0 else 'more'} than after the same "
+            f"steps of plain cross-entropy, p = {control.mid_p:.1g}), at {_percent(muscle.accuracy)} accuracy instead "
+            f"of {_percent(new.accuracy)}"
         )
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}."
+    return "; ".join(parts) + "."
 
 
 def _percent(share: float | None) -> str:

@@ -14,6 +14,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -75,9 +76,11 @@ def run_pipeline(stages: Sequence[Stage], root: Path, jobs: int, console: Consol
                 "a worker process was killed, probably for lack of memory: free some, or use --jobs 1, and run the "
                 "same command again; finished stages are kept"
             ) from None
-        except BaseException:  # Ctrl-C above all: do not wait for the stages under way
+        except BaseException as stop:  # do not wait for the stages under way
             for worker in multiprocessing.active_children():
                 worker.terminate()
+            if isinstance(stop, KeyboardInterrupt):
+                console.print("Stopped. Finished stages are kept: the same command goes on from here.", markup=False)
             raise
         finally:
             executor.shutdown(cancel_futures=True)
@@ -133,6 +136,7 @@ _news: Queue[tuple[str, float, str]]
 def _start_worker(news: Queue[tuple[str, float, str]]) -> None:
     global _news  # a worker process can get its queue only here
     _news = news
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -141,6 +145,8 @@ def _start_worker(news: Queue[tuple[str, float, str]]) -> None:
         os._exit(1)
 
     threading.Thread(target=die_with_parent, daemon=True).start()
+    tqdm = importlib.import_module("tqdm").tqdm
+    tqdm.set_lock(threading.RLock())  # its own lock is a semaphore, which a terminated process would leave behind
     torch = importlib.import_module("torch")
     torch.set_num_threads(1)  # stages run side by side; and one thread gives the same sums everywhere
 
