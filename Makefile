@@ -3,22 +3,20 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.update
 	$(BIN)/muscle demo
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -n 2 -m "not slow"
-
-test-all: $(VENV)/.dev
 	$(BIN)/pytest -n 2
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy experiments docs
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -27,7 +25,7 @@ format: $(VENV)/.dev
 # A stamp per extra: installed once, again only when the pins or the package's metadata change.
 $(VENV)/.update $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[$*]'
-	touch $@
+	touch $@ $(VENV)/.update  # dev includes update
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "muscle needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

@@ -78,7 +78,7 @@ def compare(
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(min=0, help="Decides the world, the data, and every initial weight.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=10**8, help="Decides the world, the data, and every initial weight.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Every stage at a tenth of the size, to see it run.")] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the run [default: one below muscle-demo]")

@@ -114,9 +114,18 @@ def test_old_and_new_task_adapters_are_trained_alike() -> None:
             assert stages[f"adapters/{task}/old"].settings == stages[f"adapters/{task}/new"].settings
 
 
-def test_out_must_not_be_a_file(tmp_path: Path) -> None:
+def test_out_is_a_run_of_its_own(tmp_path: Path, demo: Path) -> None:
     (tmp_path / "file").write_text("")
-    command = [*MUSCLE, "demo", "--quick", "--out", "file"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert run.returncode == 2
-    assert run.stderr == "error: file is a file: choose a folder with --out\n"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("mine")
+    for out, message in (
+        ("file", "file cannot be used (File exists): choose another folder with --out"),
+        ("file/below", "file/below cannot be used (Not a directory): choose another folder with --out"),
+        ("full", "full holds something else: choose a new or empty folder with --out"),
+        (str(demo), f"{demo} holds another demo ({{'seed': 4, 'quick': True}}): choose another folder with --out"),
+    ):
+        command = [*MUSCLE, "demo", "--quick", "--seed", "3", "--out", out]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert (run.returncode, run.stderr) == (2, f"error: {message}\n")
+    assert (demo / "table.json").exists()
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]

@@ -26,8 +26,14 @@ def fail(out: Path, report: Report, *, way: str, left: Path) -> None:
     """Leaves half an output, then fails in one of three ways."""
     (out / "text").write_text("half")
     if way == "raise":
+        time.sleep(0.5)  # so that the stage beside it is in full flow
         raise MuscleError("no such tokenizer: choose another")
     if way == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    if way == "hang":
-        time.sleep(600)
+    raise KeyError(way)
+
+
+def chat(out: Path, report: Report, *, left: Path) -> None:
+    """Reports without pause until it is stopped."""
+    while True:
+        report(0.5, "still at it")

@@ -1,7 +1,9 @@
 """Task and compatibility adapters, from real task to a PEFT folder that loads."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from peft import PeftModel
 from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM
 
+from muscle.errors import MuscleError
 from muscle.update.adapters import train_compatibility_adapter, train_task_adapter
 from muscle.update.models import load_task_model, load_tokenizer
 from muscle.update.recipe import AlignmentSettings, LoraSettings, TrainingSettings
@@ -89,6 +92,30 @@ def test_muscle_differs_from_both_single_objectives(align: Callable[[AlignmentSe
     said = [log_probabilities(model, world) for model in runs]
     for i, one in enumerate(said):
         assert all(not torch.allclose(one, other, atol=1e-4) for other in said[i + 1 :])
+
+
+def test_training_starts_from_the_new_task_adapter(world: Path, tmp_path: Path) -> None:
+    """At a learning rate that changes nothing, the new task model comes back."""
+    pairs = (world / "v1", world / "old", world / "v2", world / "new")
+    still = replace(SETTINGS, learning_rate=1e-12, epochs=1)
+    task = load_task("scenes", world / "tasks")
+    train_compatibility_adapter(*pairs, task, AlignmentSettings("student_wrong"), still, tmp_path, silent)
+    student = log_probabilities(load_task_model(world / "v2", tmp_path), world)
+    torch.testing.assert_close(student, log_probabilities(load_task_model(world / "v2", world / "new"), world))
+
+
+def test_bases_with_different_tokenizers_are_refused(world: Path, tmp_path: Path) -> None:
+    other = tmp_path / "v1"
+    shutil.copytree(world / "v1", other)
+    file = other / "tokenizer.json"
+    vocabulary = json.loads(file.read_text())
+    words = vocabulary["model"]["vocab"]
+    words["scene"], words["at"] = words["at"], words["scene"]
+    file.write_text(json.dumps(vocabulary))
+    pairs = (other, world / "old", world / "v2", world / "new")
+    task = load_task("scenes", world / "tasks")
+    with pytest.raises(MuscleError, match=r"tokenize 'scene : .*differently: .* two bases that share a tokenizer"):
+        train_compatibility_adapter(*pairs, task, AlignmentSettings("always_old"), SETTINGS, tmp_path, silent)
 
 
 def test_plain_cross_entropy_needs_no_old_model(world: Path, tmp_path: Path) -> None:

@@ -63,6 +63,29 @@ def test_a_failed_stage_leaves_nothing_and_the_rest_stays(tmp_path: Path, way: s
     assert times(tmp_path)["parts/left"] == before["parts/left"]
 
 
+def test_an_unexpected_failure_names_its_log(tmp_path: Path) -> None:
+    broken = Stage("broken", steps.fail, {"way": "bug"}, {"left": "parts/left"})
+    with pytest.raises(MuscleError, match=r"stage broken failed \(KeyError: 'bug'\): see .*/.partial/broken/stage.log"):
+        run(tmp_path, LEFT, broken)
+    assert "KeyError: 'bug'" in (tmp_path / ".partial/broken/stage.log").read_text()
+
+
+def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "thesis").write_text("mine")
+    with pytest.raises(MuscleError, match="whole exists and was not written by this pipeline: choose another folder"):
+        run(tmp_path, *PLAN)
+    assert (tmp_path / "whole" / "thesis").read_text() == "mine"
+    assert not (tmp_path / "parts").exists()
+
+
+def test_a_failure_beside_a_chatty_stage_does_not_hang(tmp_path: Path) -> None:
+    chatty = Stage("chatty", steps.chat, {}, {"left": "parts/left"})
+    broken = Stage("broken", steps.fail, {"way": "raise"}, {"left": "parts/left"})
+    with pytest.raises(MuscleError, match="no such tokenizer"):
+        run(tmp_path, LEFT, chatty, broken)
+
+
 def test_a_damaged_record_counts_as_missing(tmp_path: Path) -> None:
     run(tmp_path, LEFT)
     (tmp_path / "parts/left/stage.json").write_text('{"fingerpr')

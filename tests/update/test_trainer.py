@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
+from transformers import TrainingArguments
 
+from muscle.errors import MuscleError
 from muscle.update.models import load_task_model, load_tokenizer
 from muscle.update.objectives import task_objective
 from muscle.update.recipe import TrainingSettings
 from muscle.update.tasks import IGNORED, PaddingCollator, TokenizedExamples, examples, load_task
-from muscle.update.trainer import TrainingResult, mean_cross_entropy, train
+from muscle.update.trainer import TrainingResult, UpdateTrainer, mean_cross_entropy, train
 
 COLLATOR = PaddingCollator(0)
 
@@ -62,6 +64,43 @@ def test_training_learns_and_repeats_bit_by_bit(
     }
     assert changed
     assert all("lora_" in name for name in changed)
+
+
+def test_accumulated_batches_give_the_step_of_one_big_batch(
+    world: Path, splits: tuple[TokenizedExamples, TokenizedExamples], tmp_path: Path
+) -> None:
+    sums = TokenizedExamples(examples(load_task("sums", world / "tasks"), "training"), load_tokenizer(world / "v1"))
+    mixed = ConcatDataset([splits[0], sums])  # unequal lengths: a mean of the small batches' means would differ
+
+    def one_step(batch_size: int, accumulation: int) -> dict[str, torch.Tensor]:
+        model = load_task_model(world / "v1", world / "old", trainable=True)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            optim="sgd",
+            learning_rate=1.0,
+            lr_scheduler_type="constant",
+            report_to="none",
+            save_strategy="no",
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        )
+        trainer = UpdateTrainer(model, arguments, objective=task_objective, train_dataset=mixed, data_collator=COLLATOR)
+        trainer.train()
+        return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+    whole, parts = one_step(8, 1), one_step(2, 4)
+    start = dict(load_task_model(world / "v1", world / "old").named_parameters())
+    assert any((weight != start[name]).any() for name, weight in whole.items())
+    for name, weight in whole.items():
+        torch.testing.assert_close(parts[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_divergence_is_said(world: Path, splits: tuple[TokenizedExamples, TokenizedExamples], tmp_path: Path) -> None:
+    with pytest.raises(MuscleError, match="training diverged in epoch 1: choose a lower learning rate"):
+        run(world, splits, tmp_path, learning_rate=1e30)
 
 
 def test_validation_is_nats_per_target(world: Path, splits: tuple[TokenizedExamples, TokenizedExamples]) -> None:

@@ -27,8 +27,8 @@ class Sizes:
     lora: LoraSettings = field(default_factory=lambda: LoraSettings(rank=32, alpha=64))
 
 
-# World, sizes and the training of task adapters were frozen before the first adapter was aligned. 30 epochs reach the
-# validation optimum: 45 of scenes, or 60 of sums, find no lower cross-entropy (docs/experiments.md).
+# World, sizes and the training of task adapters were frozen before the first adapter was aligned. On the seeds that had
+# been looked at, 30 epochs reached the lowest validation cross-entropy; docs/experiments.md says where they do not.
 FULL = Sizes(
     documents={"v1": 26_000, "v2": 36_000},
     pretraining_steps={"v1": 1100, "v2": 1250},

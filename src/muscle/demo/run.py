@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rich.console import Console
@@ -24,11 +25,10 @@ def run_demo(seed: int, quick: bool, out: Path | None, jobs: int, console: Conso
         console: Where progress and table are shown.
 
     Raises:
-        MuscleError: `out` is no folder, or a stage failed.
+        MuscleError: `out` cannot be used, or a stage failed.
     """
     root = out or Path("muscle-demo") / f"{'quick-' if quick else ''}seed-{seed}"
-    if root.exists() and not root.is_dir():
-        raise MuscleError(f"{root} is a file: choose a folder with --out")
+    _claim(root, {"seed": seed, "quick": quick})
 
     def say(line: str) -> None:
         console.print(Text(line), soft_wrap=not console.is_terminal)  # a pipe gets whole lines
@@ -46,3 +46,19 @@ def run_demo(seed: int, quick: bool, out: Path | None, jobs: int, console: Conso
         say(f"{kind:<9} {root / kind}")
     scenes = root / "logs" / "scenes"
     say(f"Look closer: muscle compare {scenes / 'old'} {scenes / 'new'} --compatible {scenes / 'muscle'}")
+
+
+def _claim(root: Path, what: dict[str, object]) -> None:
+    """Make the folder of a run, or check that it is this run's; its table is stale until the run is through."""
+    record = root / "demo.json"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if record.exists():
+            if (there := json.loads(record.read_text())) != what:
+                raise MuscleError(f"{root} holds another demo ({there}): choose another folder with --out")
+        elif any(root.iterdir()):
+            raise MuscleError(f"{root} holds something else: choose a new or empty folder with --out")
+        record.write_text(json.dumps(what) + "\n")
+        (root / "table.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise MuscleError(f"{root} cannot be used ({error.strerror}): choose another folder with --out") from None

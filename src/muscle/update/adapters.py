@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from muscle.update import weights
+from muscle.errors import MuscleError, quoted
 from muscle.update.models import load_base, load_task_model, load_tokenizer
 from muscle.update.objectives import Compatibility, Objective, task_objective
 from muscle.update.pipeline import Report
@@ -20,6 +20,7 @@ from muscle.update.recipe import AlignmentSettings, LoraSettings, TrainingSettin
 from muscle.update.tasks import PaddingCollator, TokenizedExamples, examples
 from muscle.update.teachers import CachedTeacher
 from muscle.update.trainer import train
+from muscle.update.weights import WEIGHTS
 
 
 def new_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int) -> PeftModel:
@@ -60,22 +61,38 @@ def train_compatibility_adapter(
         new_base: Base of the new task model, and of the result.
         new_adapter: Its task adapter, where training starts.
         task: lm-eval task with a training and a validation split.
-        alignment: What to learn from.
+        alignment: What to learn from. Without a weight no teacher is read: plain cross-entropy, the control.
         settings: How long and how fast to learn.
         destination: Where the PEFT adapter is saved.
         report: Told after every step.
+
+    Raises:
+        MuscleError: The bases tokenize differently, or training diverges.
     """
     data = _TaskData(new_base, task)
     objective: Objective = task_objective
     if alignment.weight:
+        _check_same_tokenizer(old_base, new_base, task)
         old, new = (
             CachedTeacher(load_task_model(base, adapter), data.training, data.collator)
             for base, adapter in ((old_base, old_adapter), (new_base, new_adapter))
         )
-        weight = getattr(weights, alignment.weight)
-        objective = Compatibility(old, new, weight, alignment.temperature, alignment.ce_share)
+        objective = Compatibility(old, new, WEIGHTS[alignment.weight], alignment.temperature, alignment.ce_share)
     student = load_task_model(new_base, new_adapter, trainable=True)
     _train_and_save(student, objective, settings, data, destination, report, alignment)
+
+
+def _check_same_tokenizer(old_base: str | Path, new_base: str | Path, task: Any) -> None:
+    """Same means: identical ids on all training and validation text."""
+    for split in ("training", "validation"):
+        rows = examples(task, split)
+        old, new = (TokenizedExamples(rows, load_tokenizer(base)).ids for base in (old_base, new_base))
+        for row, old_ids, new_ids in zip(rows, old, new, strict=True):
+            if old_ids != new_ids:
+                raise MuscleError(
+                    f"{old_base} and {new_base} tokenize {quoted(row.context + row.answer)} differently: "
+                    "aligning needs two bases that share a tokenizer"
+                )
 
 
 class _TaskData:

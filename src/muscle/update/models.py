@@ -12,6 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from muscle.errors import MuscleError
 
 
+def device() -> torch.device:
+    """The accelerator of this machine, or its CPU: where the Trainer puts the student, and so where teachers belong."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
 def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     """Tokenizer of a base: local folder or hub id."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(base))

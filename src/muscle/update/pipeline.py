@@ -1,8 +1,8 @@
 """Stages with resumable, content-addressed outputs, run side by side in a few worker processes.
 
-A stage writes one folder. It is done when that folder holds `stage.json` with the stage's fingerprint: a hash of its
-function, its settings and the fingerprints of the stages it reads. So a second run does only what is missing, and a
-changed setting redoes exactly what depends on it. An unfinished stage leaves nothing but a folder under `.partial`.
+A stage writes one folder. It is done when that folder holds `stage.json` with the stage's fingerprint: a hash of the
+program, the stage's settings and the fingerprints of the stages it reads. So a second run does only what is missing,
+and a changed setting redoes what depends on it, no more. A stage that does not finish leaves its output in `.partial`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ import multiprocessing.connection
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from multiprocessing.queues import Queue
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 from rich.console import Console
@@ -59,9 +64,11 @@ def run_pipeline(stages: Sequence[Stage], root: Path, jobs: int, console: Consol
         console: Where progress is shown: bars on a terminal, a line per stage elsewhere.
 
     Raises:
-        MuscleError: A worker died, for lack of memory as a rule, or a stage raised one.
+        MuscleError: A folder of that name is not a stage's, a stage failed, or a worker died, for lack of memory as a
+            rule.
     """
     fingerprints = fingerprint(stages)
+    _refuse_foreign_folders(stages, root)
     missing = {stage.name: stage for stage in stages if not _is_done(root / stage.name, fingerprints[stage.name])}
     if not missing:
         return
@@ -89,9 +96,10 @@ def run_pipeline(stages: Sequence[Stage], root: Path, jobs: int, console: Consol
 def fingerprint(stages: Sequence[Stage]) -> dict[str, str]:
     """Fingerprint of each stage, by name."""
     known: dict[str, str] = {}
+    program = _program()
     for stage in stages:
         content = {
-            "muscle": __version__,
+            "program": program,
             "name": stage.name,
             "function": f"{stage.function.__module__}:{stage.function.__qualname__}",
             "settings": stage.settings,
@@ -99,6 +107,27 @@ def fingerprint(stages: Sequence[Stage]) -> dict[str, str]:
         }
         known[stage.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return known
+
+
+def _program() -> str:
+    """Hash of the code that stages run and of the libraries that decide what it computes."""
+    package = Path(__file__).parents[1]
+    sources = sorted(path for part in ("update", "demo") for path in (package / part).rglob("*") if path.is_file())
+    digest = hashlib.sha256()
+    for path in sources:
+        if path.suffix in {".py", ".yaml"}:
+            digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    for library in ("torch", "transformers", "peft", "lm_eval"):
+        digest.update(f"{library} {version(library)}".encode())
+    return digest.hexdigest()
+
+
+def _refuse_foreign_folders(stages: Sequence[Stage], root: Path) -> None:
+    """A stage's folder is replaced whole, so it must be one that a stage wrote."""
+    for stage in stages:
+        folder = root / stage.name
+        if folder.exists() and not (folder / "stage.json").exists():
+            raise MuscleError(f"{folder} exists and was not written by this pipeline: choose another folder")
 
 
 def _is_done(folder: Path, expected: str) -> bool:
@@ -126,7 +155,13 @@ def _run_ready(
             running[executor.submit(_run_stage, stage, fingerprints[stage.name], root)] = stage.name
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             name = running.pop(future)
-            display.finish(name, seconds=future.result())
+            try:
+                display.finish(name, seconds=future.result())
+            except (MuscleError, BrokenProcessPool):
+                raise
+            except Exception as error:
+                log = root / ".partial" / name / "stage.log"
+                raise MuscleError(f"stage {name} failed ({type(error).__name__}: {error}): see {log}") from error
             del missing[name]
 
 
@@ -158,11 +193,9 @@ def _run_stage(stage: Stage, expected: str, root: Path) -> float:
     for stale in (partial, final):
         shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir(parents=True)
-    with (partial / "stage.log").open("w") as log:  # what libraries print would tear the progress bars
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
     folders = {keyword: root / name for keyword, name in stage.inputs.items()}
-    stage.function(partial, lambda share, words: _news.put((stage.name, share, words)), **stage.settings, **folders)
+    with _output_to(partial / "stage.log"):
+        stage.function(partial, lambda share, words: _news.put((stage.name, share, words)), **stage.settings, **folders)
     seconds = time.perf_counter() - started
     record = {
         "fingerprint": expected,
@@ -177,7 +210,24 @@ def _run_stage(stage: Stage, expected: str, root: Path) -> float:
     return seconds
 
 
-_END = ("", 0.0, "")
+@contextmanager
+def _output_to(file: Path) -> Iterator[None]:
+    """Send what libraries print into a file, from native code too; on a terminal it would tear the progress bars."""
+    before = [os.dup(1), os.dup(2)]
+    with file.open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, descriptor in enumerate(before, 1):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
 
 
 class _Display:
@@ -198,6 +248,7 @@ class _Display:
         self._total, self._done = total, done
         self._overall = self._progress.add_task("all stages", total=total, completed=done, words=f"{done}/{total}")
         self._bars: dict[str, TaskID] = {}
+        self._lock, self._stopped = threading.Lock(), threading.Event()
         self._listener = threading.Thread(target=self._listen, daemon=True)
 
     def __enter__(self) -> _Display:
@@ -206,22 +257,28 @@ class _Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._news.put(_END)
-        self._listener.join()
+        self._stopped.set()
+        self._listener.join(timeout=1)  # a worker that was killed may have left half a message, which never ends
         self._progress.stop()
 
     def start(self, name: str) -> None:
-        self._bars[name] = self._progress.add_task(name, total=1.0, words="")
+        with self._lock:
+            self._bars[name] = self._progress.add_task(name, total=1.0, words="")
 
     def finish(self, name: str, seconds: float) -> None:
-        self._progress.remove_task(self._bars.pop(name))
+        with self._lock:
+            self._progress.remove_task(self._bars.pop(name))
         self._done += 1
         self._progress.update(self._overall, completed=self._done, words=f"{self._done}/{self._total}")
         if not self._console.is_terminal:
             self._console.print(f"[{self._done}/{self._total}] {name}: {seconds:.1f} s", markup=False, highlight=False)
 
     def _listen(self) -> None:
-        while (item := self._news.get()) != _END:
-            name, share, words = item
-            if (bar := self._bars.get(name)) is not None:
-                self._progress.update(bar, completed=share, words=words)
+        while not self._stopped.is_set():
+            try:
+                name, share, words = self._news.get(timeout=0.2)
+            except Empty:
+                continue
+            with self._lock:
+                if (bar := self._bars.get(name)) is not None:
+                    self._progress.update(bar, completed=share, words=words)

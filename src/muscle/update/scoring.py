@@ -12,6 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from muscle.update.models import device
 from muscle.update.recipe import Split
 
 BATCH_SIZE = 256
@@ -23,7 +24,7 @@ def task_model_lm(base: str | Path, adapter: str | Path) -> HFLM:
 
 
 def _options() -> dict[str, Any]:
-    return {"backend": "causal", "batch_size": BATCH_SIZE, "device": "cuda" if torch.cuda.is_available() else "cpu"}
+    return {"backend": "causal", "batch_size": BATCH_SIZE, "device": str(device())}
 
 
 def evaluate(lm: HFLM, name: str, task: Any, split: Split, destination: Path) -> None:

@@ -63,26 +63,22 @@ class TokenizedExamples(Dataset[dict[str, Tensor]]):
     """Examples as token ids: context and answer tokenized as one text, closed by the end-of-text token.
 
     Items hold `input_ids` and `labels` (T,), and `index` (), the position in the data set, by which cached teachers
-    find their row. A text's first token is never a target.
-
-    Args:
-        answers_only: only the answer's tokens are targets. Otherwise context and answer alike, as the paper has it for
-            the compatibility adapter (appendix A.1).
+    find their row. Every token but the first is a target, context and answer alike, as the paper has it for the
+    compatibility adapter (appendix A.1).
     """
 
-    def __init__(self, rows: list[Example], tokenizer: PreTrainedTokenizerBase, answers_only: bool = False) -> None:
+    def __init__(self, rows: list[Example], tokenizer: PreTrainedTokenizerBase) -> None:
         texts = tokenizer([row.context + row.answer for row in rows])["input_ids"]
-        contexts = tokenizer([row.context for row in rows])["input_ids"]
-        self._ids = [torch.tensor([*ids, tokenizer.eos_token_id]) for ids in texts]
-        self._first_target = [max(1, len(ids)) if answers_only else 1 for ids in contexts]
+        self.ids = [[*text, tokenizer.eos_token_id] for text in texts]
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        labels = self._ids[index].clone()
-        labels[: self._first_target[index]] = IGNORED
-        return {"input_ids": self._ids[index], "labels": labels, "index": torch.tensor(index)}
+        ids = torch.tensor(self.ids[index])
+        labels = ids.clone()
+        labels[0] = IGNORED
+        return {"input_ids": ids, "labels": labels, "index": torch.tensor(index)}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from muscle.errors import MuscleError
 from muscle.update.objectives import Objective, task_objective
 from muscle.update.pipeline import Report
 from muscle.update.recipe import TrainingSettings
@@ -39,14 +41,27 @@ class UpdateTrainer(Trainer):
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
         total, count = self.objective(outputs.logits, inputs)
         loss = total / (count if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # the count is of all processes, whose gradients are averaged
         return (loss, outputs) if return_outputs else loss
 
-    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Validation cross-entropy in nats per target, whatever the training objective is (the paper's selection)."""
-        assert isinstance(self.eval_dataset, Dataset)
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Validation cross-entropy in nats per target, whatever the training objective is (the paper's selection).
+
+        Raises:
+            MuscleError: It is not finite.
+        """
+        data: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         assert self.model is not None
-        loader = DataLoader(self.eval_dataset, self.args.eval_batch_size, collate_fn=self.data_collator)
+        loader = DataLoader(data, self.args.eval_batch_size, collate_fn=self.data_collator)
         metrics = {f"{metric_key_prefix}_cross_entropy": mean_cross_entropy(self.model, loader)}
+        if not all(map(math.isfinite, metrics.values())):
+            raise MuscleError(f"training diverged in epoch {self.state.epoch:.0f}: choose a lower learning rate")
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -22,3 +22,7 @@ def student_wrong(student_logits: Tensor, targets: Tensor) -> Tensor:
 def always_old(student_logits: Tensor, targets: Tensor) -> Tensor:
     """1 everywhere: plain distillation from the old model (table 7, a_v1)."""
     return torch.ones_like(targets, dtype=student_logits.dtype)
+
+
+WEIGHTS: dict[str, Weight] = {"student_wrong": student_wrong, "always_old": always_old}
+"""By the name that settings use."""
