@@ -48,14 +48,18 @@ def _muscle(temperature: float, ce_share: float) -> AlignmentSettings:
 
 CANDIDATES = {
     "ce": Candidate(AlignmentSettings(None)),
+    "ce-lr1": Candidate(AlignmentSettings(None), learning_rate=1e-3),
     "old-t1": Candidate(AlignmentSettings("always_old")),
     "t1": Candidate(_muscle(1, 0)),
     "t1-ce.3": Candidate(_muscle(1, 0.3)),
-    "t2": Candidate(_muscle(2, 0)),
-    "t2-ce.3": Candidate(_muscle(2, 0.3)),
+    "t1-lr1": Candidate(_muscle(1, 0), learning_rate=1e-3),
     "t1-lr4": Candidate(_muscle(1, 0), learning_rate=4e-3),
     "t1-lr4-short": Candidate(_muscle(1, 0), learning_rate=4e-3, length=2 / 3),
+    "t2": Candidate(_muscle(2, 0)),
+    "t2-ce.3": Candidate(_muscle(2, 0.3)),
     "t.5": Candidate(_muscle(0.5, 0)),
+    "t.5-lr.5": Candidate(_muscle(0.5, 0), learning_rate=5e-4),
+    "t.5-lr1": Candidate(_muscle(0.5, 0), learning_rate=1e-3),
     "t.5-lr4-short": Candidate(_muscle(0.5, 0), learning_rate=4e-3, length=2 / 3),
 }
 
