@@ -26,7 +26,7 @@ def main() -> None:
     try:
         app()
     except MuscleError as error:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        print("error:", error, file=sys.stderr)
         sys.exit(2)
 
 
@@ -47,10 +47,12 @@ def _muscle(
 
 @app.command()
 def compare(
-    old: Annotated[Path, typer.Argument(help="Log of the old model: a file or folder.")],
-    new: Annotated[Path, typer.Argument(help="Log of the new model.")],
+    # Texts, since Path("") is the current folder.
+    old: Annotated[str, typer.Argument(help="Log of the old model: a file or folder.")],
+    new: Annotated[str, typer.Argument(help="Log of the new model.")],
     compatible: Annotated[
-        Path | None, typer.Option(help="Log of the new model aligned to the old one, to see what that gave.")
+        str | None,
+        typer.Option(metavar="PATH", help="Log of the new model aligned to the old one, to see what that gave."),
     ] = None,
     metric: Annotated[
         str | None, typer.Option(help="lm-eval metric that says right or wrong [default: each task's first]")
@@ -78,7 +80,9 @@ def compare(
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(min=0, max=10**8, help="Decides the world, the data, and every initial weight.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=10**8, help="Decides the world, the data, and every initial weight.")
+    ] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Every stage at a tenth of the size, to see it run.")] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the run [default: one below muscle-demo]")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,12 @@ def test_a_repeated_row_with_another_answer_is_an_error(write_rows: WriteRows) -
         logs.read(write_rows("log.jsonl", rows))
 
 
+def test_ignored_columns_may_have_one_name(tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text("x,x,id,correct\na,b,1,1\n")
+    assert only_task(file).correct.tolist() == [1]
+
+
 # --- lm-eval ---
 
 
@@ -159,6 +166,66 @@ def test_length_normalised_answers(write_rows: WriteRows, metric: str, answer: s
 def test_mutual_information_doubles_the_list(write_rows: WriteRows, metric: str, answer: str) -> None:
     row = sample(0, responses=choices(-1.0, -2.0, -0.5, -9.0), metrics=["acc", "acc_mutual_info"], acc_mutual_info=1)
     assert only_task(write_rows("log.jsonl", [row]), metric=metric).answers == [answer]
+
+
+def test_mutual_information_beside_lengths(write_rows: WriteRows) -> None:
+    """The arguments are doubled too; only the first half's lengths count."""
+    row = sample(
+        0,
+        responses=choices(-2.0, -9.0, -0.5, -9.0),
+        arguments=arguments(" a", " abcde", "a", "abcde"),
+        metrics=["acc", "acc_norm", "acc_mutual_info"],
+        acc_norm=0.0,
+    )
+    assert only_task(write_rows("log.jsonl", [row]), metric="acc_norm").answers == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "fields", "message"),
+    [
+        ("acc", {"filtered_resps": [["-1", "False"], ["-2"]]}, r"\['-2'\] stands among the log-likelihoods"),
+        ("acc", {"filtered_resps": [["-1", "False"], [None, "False"]]}, r"\[None, 'False'\] stands among the log-like"),
+        ("acc", {"filtered_resps": [["-1", "False"], [10**400, "False"]]}, "stands among the log-likelihoods"),
+        ("acc_mutual_info", {"filtered_resps": choices(-1, -2, -3)}, "3 log-likelihoods are not two per choice"),
+        ("acc_mutual_info", {"filtered_resps": choices(-math.inf, -2, -math.inf, -3)}, "a log-likelihood is NaN"),
+        ("acc_norm", {}, "arguments holds 0 choices for 2 log-likelihoods"),
+        ("acc_norm", {"arguments": arguments(" a")}, "arguments holds 1 choices for 2 log-likelihoods"),
+        ("acc_norm", {"arguments": {"a": {"arg_1": "x"}, "b": {}}}, r"arguments has None where a choice's text"),
+    ],
+)
+def test_responses_that_give_no_answer(
+    write_rows: WriteRows, metric: str, fields: dict[str, Any], message: str
+) -> None:
+    row = sample(0, responses=choices(-1, -2), metrics=["acc"]) | fields
+    row |= {"metrics": sorted({"acc", metric}), metric: 1}
+    with pytest.raises(LogError, match=f"log.jsonl:1: .*{message}.*; evaluate the item again, or set {metric} to null"):
+        logs.read(write_rows("log.jsonl", [row]), metric=metric)
+
+
+@pytest.mark.parametrize("name", ["target", "doc_id", "filter"])
+def test_the_log_s_own_fields_are_no_metrics(write_rows: WriteRows, name: str) -> None:
+    file = write_rows("log.jsonl", [sample(0, responses=["x"], metrics=[name, "acc"])])
+    assert only_task(file).metric == "acc"
+    with pytest.raises(LogError, match=f"no metric '{name}'; choose with --metric among acc$"):
+        logs.read(file, metric=name)
+
+
+@pytest.mark.parametrize("value", ["-1", "xyz"])
+def test_a_doc_hash_is_hexadecimal(write_rows: WriteRows, value: str) -> None:
+    with pytest.raises(LogError, match=f"log.jsonl:1: doc_hash is '{value}'; expected hexadecimal digits"):
+        logs.read(write_rows("log.jsonl", [sample(0, responses=["x"], doc_hash=value)]))
+
+
+def test_doc_ids_that_pandas_made_floats(write_rows: WriteRows) -> None:
+    row = sample(0, responses=["x"]) | {"doc_id": 7.0}
+    assert only_task(write_rows("log.jsonl", [row])).ids == ["7"]
+
+
+def test_a_filter_where_the_log_names_none(write_rows: WriteRows) -> None:
+    row = sample(0, responses=["x"])
+    del row["filter"]
+    with pytest.raises(LogError, match="this log names no filters; leave out --filter"):
+        logs.read(write_rows("log.jsonl", [row]), filter_name="strict")
 
 
 def test_first_metric_and_filter_are_the_default_and_said(write_rows: WriteRows) -> None:
@@ -249,6 +316,35 @@ def test_the_hash_of_a_folder_follows_names_and_contents(tmp_path: Path, write_r
     assert logs.read(tmp_path / "b").sha256 != before
     write_rows("a/x.jsonl", [{"id": 1, "correct": 0}])
     assert logs.read(tmp_path / "a").sha256 != before
+
+
+def test_a_subfolder_that_cannot_be_read_is_an_error(
+    tmp_path: Path, write_rows: WriteRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows("run/x.jsonl", [{"id": 1, "correct": 1}])
+    locked = write_rows("run/locked/y.jsonl", [{"id": 1, "correct": 1}]).parent
+    scandir = os.scandir
+
+    def refuse(folder: Any) -> Any:  # the tests may run as root, whom no permission stops
+        if Path(folder) == locked:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(LogError, match=r"run/locked: cannot be read \(Permission denied\); check its permissions"):
+        logs.read(tmp_path / "run")
+
+
+CUT = '{"id": "a\\u12ab\\"b", "correct": true, "x": [null, NaN, -1.5e-3, false, {"y": -Infinity}], "z": "\u00e9"}'
+
+
+def test_a_row_cut_off_anywhere_is_told_as_such(tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    whole = CUT.encode()
+    for end in range(1, len(whole)):
+        file.write_bytes(whole + b"\n" + whole[:end])
+        with pytest.raises(LogError, match=r"log\.jsonl:2: the last line is cut off"):
+            logs.read(file)
 
 
 def test_rows_after_a_bad_byte_are_not_blamed(tmp_path: Path) -> None:

@@ -22,6 +22,27 @@ def test_ids_pair_whatever_their_type(tmp_path: Path, write_rows: WriteRows) -> 
     assert (update.both_right, update.negative_flips) == (1, 1)
 
 
+def test_ids_that_pandas_made_floats(tmp_path: Path, write_rows: WriteRows) -> None:
+    new = tmp_path / "new.csv"
+    new.write_text("id,correct\n1.0,True\n-2.0,True\n3.5,True\nv1.0,True\n")
+    old = write_rows("old.jsonl", [{"id": item, "correct": 1} for item in (1.0, -2, 3.5, "v1.0")])
+    assert compare(old, new).update.both_right == 4
+
+
+def test_answers_that_differ_in_number_format_only(write_rows: WriteRows) -> None:
+    answers = {"old": ["18.0", "1e3", "x", "5", None, "NaN"], "new": ["18", "1000", "y", "6", "5", "nan"]}
+    old, new = (
+        write_rows(f"{name}.jsonl", [{"id": i, "correct": 0, "answer": answer} for i, answer in enumerate(column)])
+        for name, column in answers.items()
+    )
+    comparison = compare(old, new)
+    assert comparison.update.both_wrong_different == 6
+    assert comparison.notes[0] == (
+        "answer pairs of old and new that differ only in number format, and count as different: 2 ('18.0', '18')"
+    )
+    assert len(comparison.notes) == 2
+
+
 def test_items_on_one_side_only_are_counted_and_shown(write_rows: WriteRows) -> None:
     old = write_rows("old.jsonl", rows(a=1, b=1, c=1, d=1, e=0))
     new = write_rows("new.jsonl", rows(e=1, f=1))
@@ -86,7 +107,11 @@ def test_a_file_without_a_task_name_takes_the_other_s(tmp_path: Path, write_rows
 def test_logs_without_a_common_task(tmp_path: Path, write_rows: WriteRows) -> None:
     write_rows("old/x.jsonl", rows(a=1))
     write_rows("new/y.jsonl", rows(a=1))
-    with pytest.raises(PairingError, match="no task in common: old has 'x'; new has 'y'"):
+    held = r"no task in common: old \(.*/old\) has 'x'; new \(.*/new\) has 'y'"
+    with pytest.raises(PairingError, match=f"{held}; name logs of the same tasks, or name the files themselves$"):
+        compare(tmp_path / "old", tmp_path / "new")
+    write_rows("new/z.jsonl", rows(a=1))  # now it is no longer a matter of one file's name
+    with pytest.raises(PairingError, match=r"name logs of the same tasks$"):
         compare(tmp_path / "old", tmp_path / "new")
 
 
@@ -98,8 +123,14 @@ def lm_eval(write_rows: WriteRows, name: str, **fields: Any) -> Path:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"metrics": ["em"], "em": 1}, r"different metrics \(old by acc, new by em\); choose one with --metric"),
-        ({"filter": "strict"}, r"different filters \(old by none, new by strict\); choose one with --filter"),
+        (
+            {"metrics": ["em"], "em": 1},
+            r"different metrics \(old \(.*old.jsonl\) by acc, new \(.*new.jsonl\) by em\); choose one with --metric",
+        ),
+        (
+            {"filter": "strict"},
+            r"different filters \(old \(.*old.jsonl\) by none, new \(.*\) by strict\); choose one with --filter",
+        ),
     ],
 )
 def test_logs_judged_differently_are_not_compared(write_rows: WriteRows, fields: dict[str, Any], message: str) -> None:

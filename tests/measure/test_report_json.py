@@ -1,13 +1,17 @@
 """The JSON keeps its promises: every key is documented, and what stands in it is the Comparison."""
 
 import dataclasses
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from muscle.measure import Alignment, Comparison, Update, compare
 from muscle.measure.report.json import to_json
+from muscle.measure.report.terminal import print_comparison
 
 from .conftest import WriteRows
 
@@ -34,6 +38,37 @@ def test_layout(comparison: Comparison) -> None:
     assert set(document["inputs"]["compatible"]) == {"path", "format", "rows", "sha256", "metric", "filter"}
     assert (document["n"], document["tasks"]["piqa"]["n"]) == (6, 3)
     assert document["tasks"]["gsm8k"]["alignment"] == dataclasses.asdict(comparison.tasks["gsm8k"].alignment)
+
+
+def test_the_terminal_s_alignment_rows_are_the_json_s_values(write_rows: WriteRows) -> None:
+    """Cells unlike each other, so that no row can stand for another: 5 flips fixed, 2 made, 3 kept."""
+    kinds = {(1, 0, 1): 5, (1, 0, 0): 3, (1, 1, 0): 2, (0, 0, 1): 4, (0, 1, 0): 1, (1, 1, 1): 30, (0, 0, 0): 6}
+    items = [kind for kind, count in kinds.items() for _ in range(count)]
+    files = [
+        write_rows(f"{log}.jsonl", [{"id": i, "correct": item[log]} for i, item in enumerate(items)])
+        for log in range(3)
+    ]
+    comparison = compare(*files)
+    terminal = io.StringIO()
+    print_comparison(comparison, Console(file=terminal, width=100))
+    _, alignment_rows = terminal.getvalue().split("compatible against new")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in alignment_rows.splitlines()]
+    shown = {
+        row[0]: [float(number) for number in re.findall(r"[-+]?\d+\.?\d*", row[2])] for row in cells if len(row) > 2
+    }
+
+    alignment = json.loads(to_json(comparison))["alignment"]
+    assert (alignment["fixed"], alignment["made"]) == (5, 2)
+    for label, key, scale in (
+        ("accuracy *", "delta_accuracy", 100),
+        ("dNFR_c *", "delta_nfr", 100),
+        ("d%NFR_c *", "nfr_change_percent", 1),
+    ):
+        rate = alignment[key]
+        assert shown[label] == pytest.approx([scale * rate[end] for end in ("value", "low", "high")], abs=0.005)
+    assert shown["flips fixed"] == [alignment["fixed"]]
+    assert shown["flips newly made"] == [alignment["made"]]
+    assert shown["McNemar mid-p"] == pytest.approx([alignment["mid_p"]], abs=5e-5)
 
 
 def test_every_key_is_documented() -> None:

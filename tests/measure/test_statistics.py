@@ -1,11 +1,19 @@
 """Intervals and tests against statsmodels and published worked examples."""
 
+import math
+
 import numpy as np
 import pytest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from muscle.measure.statistics import mcnemar_mid_p, multinomial_draws, percentile_interval, wilson_interval
+from muscle.measure.statistics import (
+    mcnemar_mid_p,
+    multinomial_draws,
+    paired_difference_error,
+    percentile_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +67,22 @@ def test_mid_p_survives_large_and_extreme_counts() -> None:
     half = 5_000_000
     assert 2 * (1 - mcnemar_mid_p(half, half)) == pytest.approx(1 / np.sqrt(np.pi * half), rel=1e-6)  # Stirling
     assert 0 < mcnemar_mid_p(0, 900) < 1e-200
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "n"), [(0, 0, 9), (3, 0, 3), (5, 5, 10), (86, 150, 1600), (260, 88, 1319), (1, 0, 10**6)]
+)
+def test_error_of_a_paired_difference_is_that_of_the_mean_of_differences(gained: int, lost: int, n: int) -> None:
+    differences = np.repeat([1, -1, 0], [gained, lost, n - gained - lost])
+    error = paired_difference_error(gained, lost, n)
+    assert error == pytest.approx(differences.std() / np.sqrt(n), rel=1e-9)
+    assert error == paired_difference_error(lost, gained, n)
+
+
+def test_error_of_a_paired_difference_published() -> None:
+    """Agresti 2002, table 10.1: approval of the prime minister, 150 against 86 of 1600, 0.0095."""
+    assert paired_difference_error(86, 150, 1600) == pytest.approx(0.0095, abs=5e-5)
+    assert math.isnan(paired_difference_error(0, 0, 0))
 
 
 def test_bootstrap_interval_of_a_proportion_is_the_normal_one() -> None:

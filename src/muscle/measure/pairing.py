@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,18 +61,24 @@ def pair(old: Log, new: Log, compatible: Log | None = None) -> Pairing:
         PairingError: The logs have no task or id in common, or say right and wrong by different metrics.
     """
     logs = {"old": old, "new": new} | ({"compatible": compatible} if compatible else {})
+    named = {role: f"{role} ({log.path})" for role, log in logs.items()}
     tasks_of = _by_task(logs)
     names = [name for name in tasks_of["old"] if all(name in tasks for tasks in tasks_of.values())]
     if not names:
-        held = "; ".join(f"{role} has {_examples(list(tasks))}" for role, tasks in tasks_of.items())
-        raise PairingError(f"the logs have no task in common: {held}; name logs of the same tasks")
+        held = "; ".join(f"{named[role]} has {_examples(list(tasks))}" for role, tasks in tasks_of.items())
+        remedy = "name logs of the same tasks"
+        if all(len(log.tasks) == 1 and Path(log.path).is_dir() for log in logs.values()):
+            remedy += ", or name the files themselves"  # the names of the files in the folders made the tasks
+        raise PairingError(f"the logs have no task in common: {held}; {remedy}")
     notes = [note for role, tasks in tasks_of.items() for note in _left_out(role, tasks, names)]
     paired = {}
     for name in names:
-        paired[name], hints = _pair_task(name, {role: tasks[name] for role, tasks in tasks_of.items()})
+        by_role = {role: tasks[name] for role, tasks in tasks_of.items()}
+        _check_same_measure(name, {named[role]: predictions for role, predictions in by_role.items()})
+        paired[name], hints = _pair_task(by_role)
         notes += [f"task {name}: {hint}" if name else hint for hint in hints]
     if not any(len(task.update.old_correct) + task.update.unscored for task in paired.values()):
-        ids = "; ".join(f"{role} has {_examples(tasks[names[0]].ids)}" for role, tasks in tasks_of.items())
+        ids = "; ".join(f"{named[role]} has {_examples(tasks[names[0]].ids)}" for role, tasks in tasks_of.items())
         raise PairingError(f"the logs have no id in common: {ids}; name logs of the same items, with the same ids")
     return Pairing(paired, tuple(notes))
 
@@ -85,8 +93,7 @@ def _by_task(logs: Mapping[str, Log]) -> dict[str, Mapping[str, Predictions]]:
     return tasks_of
 
 
-def _pair_task(task: str, by_role: Mapping[str, Predictions]) -> tuple[TaskOutcomes, list[str]]:
-    _check_same_measure(task, by_role)
+def _pair_task(by_role: Mapping[str, Predictions]) -> tuple[TaskOutcomes, list[str]]:
     old = by_role["old"]
     rows = {role: _rows_of(old.ids, predictions.ids) for role, predictions in by_role.items()}  # (N_old,), -1 = absent
     shared = np.logical_and.reduce([row >= 0 for row in rows.values()])
@@ -114,17 +121,19 @@ def _pair_task(task: str, by_role: Mapping[str, Predictions]) -> tuple[TaskOutco
     for role in list(by_role)[1:]:
         hints += _unpaired(role, old, by_role[role])
         hints += _suspicious(role, old, rows_shared["old"], by_role[role], rows_shared[role])
+        answers = (_take(by_role[side].answers, rows_scored[side]) for side in ("old", role))
+        hints += _same_numbers(role, *answers)
     if dropped := int(np.count_nonzero((rows["new"] >= 0) & ~shared)):
         hints.append(f"items of old and new left out because compatible lacks them: {dropped}")
     return TaskOutcomes(outcomes("new"), outcomes("compatible") if "compatible" in by_role else None), hints
 
 
-def _check_same_measure(task: str, by_role: Mapping[str, Predictions]) -> None:
+def _check_same_measure(task: str, by_name: Mapping[str, Predictions]) -> None:
     """Right by one metric or filter and wrong by another is no flip. Logs that name none are taken at their word."""
     for kind in ("metric", "filter"):
-        chosen = {role: name for role, predictions in by_role.items() if (name := getattr(predictions, kind))}
+        chosen = {log: name for log, predictions in by_name.items() if (name := getattr(predictions, kind))}
         if len(set(chosen.values())) > 1:
-            read = ", ".join(f"{role} by {name}" for role, name in chosen.items())
+            read = ", ".join(f"{log} by {name}" for log, name in chosen.items())
             about = f"task {task}: " if task else ""
             raise PairingError(f"{about}right and wrong come from different {kind}s ({read}); choose one with --{kind}")
 
@@ -176,6 +185,24 @@ def _suspicious(
         f"WARNING: {sign} differs between old and {role} for {len(changed)} of {len(old_rows)} paired ids "
         f"({_examples(items, len(changed))}): they may be different items; check that both logs are of the same data"
     ]
+
+
+def _same_numbers(role: str, old: Sequence[str | None], other: Sequence[str | None]) -> list[str]:
+    """A hint where answers are the same number in other letters: they are compared as text."""
+    alike = [(a, b) for a, b in zip(old, other, strict=True) if a and b and a != b and _same_number(a, b)]
+    if not alike:
+        return []
+    return [
+        f"answer pairs of old and {role} that differ only in number format, and count as different: "
+        f"{len(alike)} ({_examples(alike[0])})"
+    ]
+
+
+def _same_number(a: str, b: str) -> bool:
+    try:
+        return Decimal(a) == Decimal(b)
+    except InvalidOperation:  # one is no number
+        return False
 
 
 def _examples(items: Sequence[str], total: int | None = None) -> str:

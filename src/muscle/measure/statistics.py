@@ -1,5 +1,7 @@
 """Intervals and tests for counts of paired items; nothing here knows what a flip is."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc, ndtri
@@ -54,6 +56,26 @@ def mcnemar_mid_p(only_first: int, only_second: int) -> float:
         return 1.0 - (at_most - below) / 2
     # The exact two-sided p is 2 P(X <= smaller); mid-p takes P(X = smaller) off it. As a sum it keeps tiny p precise.
     return at_most + below
+
+
+def paired_difference_error(gained: int, lost: int, n: int) -> float:
+    """Standard error of the difference of two proportions on the same items.
+
+    sqrt(((g + l)/n - ((g - l)/n)^2) / n): the standard deviation of the paired differences (+1, -1 or 0 per item) over
+    sqrt(n), as in Agresti, Categorical Data Analysis (2002), section 10.1.1. Miller 2024 (arXiv:2411.00640), on paired
+    differences, has the same with n - 1 for n in the variance.
+
+    Args:
+        gained: Items on which only the second is a success.
+        lost: Items on which only the first is a success.
+        n: All items, >= gained + lost.
+
+    Returns:
+        The standard error in [0, 1]; NaN where n is 0.
+    """
+    if n == 0:
+        return math.nan
+    return math.sqrt((n * (gained + lost) - (gained - lost) ** 2) / n**3)  # one division: the rest is exact
 
 
 def _fair_coin_cdf(k: int, n: int) -> float:

@@ -45,6 +45,8 @@ def read(path: str | Path, *, metric: str | None = None, filter_name: str | None
     Raises:
         LogError: Nothing is there, the format is unknown, or a row cannot be read.
     """
+    if not str(path):  # Path would take it for the current folder
+        raise LogError("the path of a log is empty; name a file or folder")
     root = Path(path)
     try:
         files = find(root, EXPECTED)
@@ -73,5 +75,23 @@ def _recognise(file: LogFile) -> Reader:
     for reader in READERS:
         if reader.recognises(file.first_row.keys()):
             return reader
+    if hint := _near_miss(file):
+        raise LogError(f"{file.path}: {hint}")
     fields = ", ".join(file.first_row) or "none"
     raise LogError(f"{file.path}: unknown format with the fields {quoted(fields)}; expected {EXPECTED}")
+
+
+def _near_miss(file: LogFile) -> str | None:
+    """What keeps a file from being recognised, where it is blanks and capitals in the names, or the separator."""
+    fields = list(file.first_row)
+    found = {field.strip().lower(): field for field in fields}
+    for reader in READERS:
+        if reader.recognises(found):
+            needed = [name for name in found if not reader.recognises(found.keys() - {name})]
+            wrong = [f"{quoted(name)} by {quoted(found[name])}" for name in needed if name != found[name]]
+            return f"did you mean {' and '.join(wrong)}? Names must fit to the letter; rename the fields"
+    for separator in () if file.is_json else (";", "\t", "|"):
+        cells = [cell.strip('" ').lower() for field in fields for cell in field.split(separator)]
+        if any(reader.recognises(cells) for reader in READERS):
+            return f"the columns are separated by {quoted(separator)}; separate them by commas"
+    return None

@@ -29,7 +29,7 @@ _LENGTHS: dict[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambd
 
 
 class _Row(msgspec.Struct, gc=False):
-    doc_id: int | str
+    doc_id: int | str | float
     filtered_resps: list[Any]
     target: Any = None
     filter: str | None = None
@@ -86,11 +86,11 @@ def _read_file(file: LogFile, metric: str, task: Collector) -> list[str]:
     alternatives = _alternatives(file, metric)
     remedy = f"choose another with --metric: {alternatives}" if alternatives else "only right/wrong can be compared"
     answer_of = _answer_rule(metric, doubled="acc_mutual_info" in _metric_values(file))
-    others: dict[str, None] = {}
+    others: dict[str | None, None] = {}
     found = False
-    for line, row in json_rows(file.path, _decoder(metric)):
+    for line, row in json_rows(file.path, _decoder(file, metric)):
         if row.filter != task.filter:
-            others[str(row.filter)] = None
+            others[row.filter] = None
             continue
         found = True
         try:
@@ -106,17 +106,20 @@ def _read_file(file: LogFile, metric: str, task: Collector) -> list[str]:
             )
         except BadRowError as fault:
             raise located(file.path, line, fault) from None
+    named = [name for name in others if name is not None]
+    if not found and not named:
+        raise LogError(f"{file.path}: this log names no filters; leave out --filter")
     if not found:
-        raise LogError(f"{file.path}: no filter {quoted(task.filter)}; choose with --filter among {', '.join(others)}")
-    return list(others)
+        raise LogError(f"{file.path}: no filter {quoted(task.filter)}; choose with --filter among {', '.join(named)}")
+    return named
 
 
 def _metric_values(file: LogFile) -> dict[str, object]:
     """The metrics of the log in its own order, each with its value in the first row."""
     row = file.first_row
     named = row.get("metrics")  # since 0.4.7
-    names = named if isinstance(named, list) else [name for name in row if name not in _OWN_FIELDS]
-    return {str(name): row.get(str(name)) for name in names}
+    names = map(str, named if isinstance(named, list) else row)
+    return {name: row.get(name) for name in names if name not in _OWN_FIELDS}
 
 
 def _choose_metric(file: LogFile, wanted: str | None) -> str:
@@ -148,10 +151,13 @@ def _repeat_remedy(filter_name: str | None) -> str:
     return "a rerun was appended or two runs lie in one folder; name one run's file, or delete the rows of the other"
 
 
-def _decoder(metric: str) -> msgspec.json.Decoder[_Row]:
+def _decoder(file: LogFile, metric: str) -> msgspec.json.Decoder[_Row]:
     base = _RowWithChoices if metric in _LENGTHS else _Row
     value = ("value", Any, msgspec.field(name=metric, default=None))
-    row = msgspec.defstruct("Row", [value], bases=(base,), gc=False)
+    try:
+        row = msgspec.defstruct("Row", [value], bases=(base,), gc=False)
+    except ValueError:  # a control character, a quote, half a surrogate pair
+        raise LogError(f"{file.path}: no metric can have the name {quoted(metric)}; rename it in the log") from None
     return msgspec.json.Decoder(cast("type[_Row]", row))
 
 
@@ -170,24 +176,39 @@ def _answer_rule(metric: str, *, doubled: bool) -> Callable[[_Row], str | None]:
         responses = row.filtered_resps
         if not responses:
             return None
-        if not _is_log_likelihood(responses[0]):
+        if not any(map(_is_log_likelihood, responses)):
             return as_text(responses[0])
-        if len(responses) == 1:
-            return as_text(responses[0][1])
-        scores = [float(log_likelihood) for log_likelihood, _ in responses]
-        if any(math.isnan(score) for score in scores):
-            raise BadRowError(f"a log-likelihood is NaN; evaluate the item again, or set {metric} to null (unscored)")
-        if doubled:
-            half = len(scores) // 2
-            scores, unconditional = scores[:half], scores[half:]
-            if metric == "acc_mutual_info":
-                scores = [score - prior for score, prior in zip(scores, unconditional, strict=True)]
-        if isinstance(row, _RowWithChoices):
-            lengths = _choice_lengths(row, _LENGTHS[metric])
-            scores = [score / length for score, length in zip(scores, lengths, strict=False)]
-        return str(max(range(len(scores)), key=scores.__getitem__))
+        try:
+            return _likeliest(row, metric, doubled=doubled)
+        except BadRowError as fault:
+            raise BadRowError(f"{fault}; evaluate the item again, or set {metric} to null (unscored)") from None
 
     return answer
+
+
+def _likeliest(row: _Row, metric: str, *, doubled: bool) -> str | None:
+    """The answer by log-likelihoods; a fault is raised without the way out, which is the same for all."""
+    responses = row.filtered_resps
+    for response in responses:
+        if not _is_log_likelihood(response):
+            raise BadRowError(f"{quoted(response)} stands among the log-likelihoods")
+    if len(responses) == 1:
+        return as_text(responses[0][1])
+    scores = [float(log_likelihood) for log_likelihood, _ in responses]
+    choices, odd = divmod(len(scores), 2) if doubled else (len(scores), 0)
+    if odd:
+        raise BadRowError(f"{len(scores)} log-likelihoods are not two per choice, which acc_mutual_info needs")
+    scores, unconditional = scores[:choices], scores[choices:]
+    if metric == "acc_mutual_info":
+        scores = [score - prior for score, prior in zip(scores, unconditional, strict=True)]
+    if isinstance(row, _RowWithChoices):
+        if len(row.arguments) != len(responses):
+            raise BadRowError(f"arguments holds {len(row.arguments)} choices for {len(responses)} log-likelihoods")
+        lengths = _choice_lengths(list(row.arguments.values())[:choices], _LENGTHS[metric])
+        scores = [score / length for score, length in zip(scores, lengths, strict=True)]
+    if any(math.isnan(score) for score in scores):
+        raise BadRowError("a log-likelihood is NaN")
+    return str(max(range(choices), key=scores.__getitem__))
 
 
 def _is_log_likelihood(response: object) -> bool:
@@ -196,14 +217,17 @@ def _is_log_likelihood(response: object) -> bool:
         return False
     try:
         float(response[0])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 
 
-def _choice_lengths(row: _RowWithChoices, length: Callable[[str], int]) -> list[int]:
+def _choice_lengths(continuations: Sequence[_Continuation], length: Callable[[str], int]) -> list[int]:
     """Length of each choice, without the one blank that the harness puts before every choice by default."""
-    choices = [str(continuation.arg_1) for continuation in row.arguments.values()]
+    choices = [continuation.arg_1 for continuation in continuations]
+    for choice in choices:
+        if not isinstance(choice, str):
+            raise BadRowError(f"arguments has {quoted(choice)} where a choice's text (arg_1) should be")
     if all(choice.startswith(" ") for choice in choices):
         choices = [choice[1:] for choice in choices]
     return [max(length(choice), 1) for choice in choices]

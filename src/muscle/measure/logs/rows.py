@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from array import array
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from muscle.measure.predictions import RIGHT, UNSCORED, WRONG, Predictions
 
 _OUTCOME_NAMES = {RIGHT: "right", WRONG: "wrong", UNSCORED: "unscored"}
 _OUTCOME_TEXTS = {"true": RIGHT, "1": RIGHT, "1.0": RIGHT, "false": WRONG, "0": WRONG, "0.0": WRONG, "": UNSCORED}
+_WHOLE_FLOAT = re.compile(r"(-?[0-9]+)\.0")
 _UNSCORED_REMEDY = "remove it, or write null to mark the item as unscored"
 
 
@@ -20,16 +22,20 @@ class BadRowError(Exception):
 
 
 def as_id(value: object) -> str:
-    """Canonical text of an item's id: 1 and "1" are the same item, since CSV knows only text.
+    """Canonical text of an item's id: 1, 1.0 and their texts are the same item.
+
+    CSV knows only text, and pandas turns a column of integers into floats as soon as one is missing.
 
     Raises:
         BadRowError: The id is missing, or not a text or number.
     """
-    if value is None or value == "":
+    if value is None or value == "" or value != value:
         raise BadRowError("the row has no id; give every row the id of its item")
     if isinstance(value, bool | list | dict):
         raise BadRowError(f"the id is {quoted(value)}; an id must be a text or a number")
-    return str(value)
+    text = str(value)
+    whole = _WHOLE_FLOAT.fullmatch(text)
+    return whole[1] if whole else text
 
 
 def as_text(value: object) -> str | None:
@@ -77,7 +83,7 @@ def as_score(value: object) -> float:
         raise BadRowError("score is NaN; remove it, or write null where there is no score")
     try:
         return float(value)  # type: ignore[arg-type]  # whatever float refuses is refused here
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BadRowError(f"score is {quoted(value)}; write a number, or null where there is no score") from None
 
 
@@ -178,9 +184,12 @@ def _hash_head(doc_hash: str | None) -> int:
     if not doc_hash:
         return 0
     try:
-        return int(doc_hash[:16], 16)
+        head = int(doc_hash[:16], 16)
     except ValueError:
-        raise BadRowError(f"doc_hash is {quoted(doc_hash)}; expected hexadecimal digits") from None
+        head = -1
+    if head < 0:
+        raise BadRowError(f"doc_hash is {quoted(doc_hash)}; expected hexadecimal digits")
+    return head
 
 
 def located(file: Path, line: int, fault: BadRowError) -> LogError:

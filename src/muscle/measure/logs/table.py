@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from muscle.errors import LogError
+from muscle.errors import LogError, quoted
 from muscle.measure.logs.lines import json_rows
 from muscle.measure.logs.rows import BadRowError, Collector, as_id, as_outcome, as_score, as_text, located
 from muscle.measure.logs.source import LogFile
@@ -74,26 +74,38 @@ def read(files: Sequence[LogFile], metric: str | None, filter_name: str | None) 
 
 def _csv_rows(file: LogFile) -> Iterator[tuple[int, _Row]]:
     """Yield (number of the row's last line, row); an empty cell is a missing value."""
-    columns = list(file.first_row)
-    wanted = [(name, columns.index(name)) for name in _Row.__struct_fields__ if name in columns]
     reader = csv.reader(_text_lines(file), strict=True)
     rows = (cells for cells in reader if "".join(cells).strip() or len(cells) > 1)  # blank lines are no rows
     limit = csv.field_size_limit(sys.maxsize)  # answers may be longer than the default 131,072 characters
     try:
-        next(rows)  # the header
+        columns = next(rows)
+        wanted = _wanted(file, columns)
+        line = None
         for cells in rows:
             line = reader.line_num
             if len(cells) != len(columns):
-                is_last = next(rows, None) is None
-                problem = "the last line is cut off" if is_last else "the row does not fit the header"
+                is_cut_off = len(cells) < len(columns) and next(rows, None) is None
+                problem = "the last line is cut off" if is_cut_off else "the row does not fit the header"
                 counts = f"{len(cells)} cells where the header has {len(columns)}"
                 raise LogError(f"{file.path}:{line}: {problem} ({counts}); complete the line, or delete it")
             yield line, _Row(**{name: cells[index] or None for name, index in wanted})
+        if line is None:
+            raise LogError(f"{file.path}: no rows below the header; run the evaluation again, or leave the file out")
     except csv.Error as error:
         problem = f"not CSV, or the last line is cut off ({error})"
         raise LogError(f"{file.path}:{reader.line_num}: {problem}; complete the line, or delete it") from None
     finally:
         csv.field_size_limit(limit)
+
+
+def _wanted(file: LogFile, columns: Sequence[str]) -> list[tuple[str, int]]:
+    """The columns that are read, each with its place; others may have any name, even one twice."""
+    for name in _Row.__struct_fields__:
+        if columns.count(name) > 1:
+            raise LogError(
+                f"{file.path}: the header has {columns.count(name)} columns {quoted(name)}; keep one of them"
+            )
+    return [(name, columns.index(name)) for name in _Row.__struct_fields__ if name in columns]
 
 
 def _text_lines(file: LogFile) -> Iterator[str]:

@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from muscle.errors import printable
 from muscle.measure.comparison import Alignment, Comparison, Estimate, Input, TaskComparison, Update
 
 
@@ -13,7 +14,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     console = console or Console(highlight=False, emoji=False, markup=False)
 
     def say(line: str) -> None:
-        console.print(Text(line), soft_wrap=not console.is_terminal)  # a pipe gets whole lines, to search in
+        console.print(Text(printable(line)), soft_wrap=not console.is_terminal)  # a pipe gets whole lines, to search in
 
     width = max(len(role) for role in comparison.inputs)
     for role, source in comparison.inputs.items():
@@ -106,7 +107,7 @@ def _tasks(comparison: Comparison, console: Console) -> Table:
             rates = [before, after, task.compatible.accuracy_new, task.update.nfr, task.compatible.nfr]
         else:
             rates = [before, after, task.update.nfr, task.update.pfr]
-        table.add_row(name, str(task.update.n), *(_points(rate) for rate in rates))
+        table.add_row(printable(name), str(task.update.n), *(_points(rate) for rate in rates))
     return table
 
 
