@@ -14,13 +14,11 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
-from rich.table import Table
+from summarise import header, row
 
 from muscle.demo.plan import FULL, alignment_stage, base_stages, evaluation_stage
 from muscle.demo.stages import TASKS
-from muscle.measure import compare
 from muscle.update.pipeline import Stage, run_pipeline
 from muscle.update.recipe import AlignmentSettings, TrainingSettings
 
@@ -74,38 +72,13 @@ def plan(seed: int) -> list[Stage]:
     return stages
 
 
-def show(root: Path, seeds: list[int], console: Console) -> None:
-    """Print the table of means."""
+def table(root: Path, seeds: list[int]) -> list[str]:
+    """Lines of Markdown."""
+    lines = []
     for task in TASKS:
-        table = Table("candidate", "accuracy", "- new", "NFR", "change %", "rel. NFR", "fixed/made", title=task)
-        for name in ("ensemble", "reseeded", *CANDIDATES):
-            logs = [root / str(seed) / LOGS / task for seed in seeds]
-            runs = [compare(log / "old", log / "new", log / name) for log in logs]
-            accuracy = np.array([run.compatible.accuracy_new.value for run in runs])
-            difference = np.array([run.alignment.delta_accuracy.value for run in runs])
-            items = sum(run.alignment.n for run in runs)
-            changed = sum(run.alignment.n * _share_changed(log, name) for run, log in zip(runs, logs, strict=True))
-            error = np.sqrt(changed) / items
-            nfr = np.array([run.compatible.nfr.value for run in runs])
-            change = np.array([run.alignment.nfr_change_percent.value for run in runs])
-            relative = np.array([run.compatible.relative_nfr.value for run in runs])
-            fixed, made = (sum(getattr(run.alignment, key) for run in runs) for key in ("fixed", "made"))
-            table.add_row(
-                name,
-                f"{100 * accuracy.mean():.2f}",
-                f"{100 * difference.mean():+.2f} ± {100 * error:.2f}",
-                f"{100 * nfr.mean():.2f}",
-                f"{change.mean():+.1f} ({', '.join(f'{c:+.0f}' for c in change)})",
-                f"{100 * relative.mean():.1f}",
-                f"{fixed}/{made}",
-            )
-        console.print(table)
-
-
-def _share_changed(log: Path, name: str) -> float:
-    """Share of items where new and candidate differ in being right: the variance of the paired difference, nearly."""
-    update = compare(log / "new", log / name).update
-    return (update.positive_flips + update.negative_flips) / update.n
+        logs = [root / str(seed) / LOGS / task for seed in seeds]
+        lines += ["", *header(task), *(row(name, logs, name) for name in (*REFERENCES[1:], *CANDIDATES))]
+    return lines
 
 
 def main() -> None:
@@ -118,7 +91,7 @@ def main() -> None:
     console = Console()
     for seed in arguments.seeds:
         run_pipeline(plan(seed), arguments.root / str(seed), arguments.jobs, console)
-    show(arguments.root, arguments.seeds, console)
+    print("\n".join(table(arguments.root, arguments.seeds)))
 
 
 if __name__ == "__main__":

@@ -3,83 +3,105 @@
     python experiments/summarise.py muscle-demo/seed-10 muscle-demo/seed-11 muscle-demo/seed-12
 
 Rates are means over the runs. Fixed and newly made flips are sums over the runs, whose items are all different, and so
-are those of the paired test against the same steps of plain cross-entropy.
+are those of the paired test against the same steps of plain cross-entropy. `kept` is the epoch whose weights were kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from muscle.demo.plan import METHODS
 from muscle.demo.stages import TASKS
 from muscle.demo.table import LABELS
-from muscle.measure import compare
-from muscle.measure.statistics import mcnemar_mid_p
+from muscle.measure import Alignment, Estimate, Update, compare
+from muscle.measure.statistics import mcnemar_mid_p, paired_difference_error
 
-HEADER = "| {task} | accuracy | against new | NFR | change (by seed) | rel. NFR | NFR_mc | fixed / made |"
+COLUMNS = ("accuracy", "against new", "NFR", "change (by seed)", "rel. NFR", "NFR_mc", "fixed / made")
 
 
-def summarise(runs: list[Path]) -> list[str]:
-    """Lines of Markdown."""
+def header(first: str, *more: str) -> list[str]:
+    """Two lines of Markdown that `row` fits under."""
+    columns = (first, *COLUMNS, *more)
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+
+
+def row(label: str, logs: Sequence[Path], method: str) -> str:
+    """What `method` does to users of the old model, over the log folders of several runs (each with old and new)."""
+    updates, alignments = zip(*(_against_old(log, method) for log in logs), strict=True)
+    cells = [
+        _mean([update.accuracy_new for update in updates]),
+        _accuracy_difference(logs, method),
+        _mean([update.nfr for update in updates]),
+        "",
+        _mean([update.relative_nfr for update in updates]),
+        _mean([update.nfr_mc for update in updates]),
+        "",
+    ]
+    if method != "new":
+        changes = [_value(alignment.nfr_change_percent) for alignment in alignments]
+        cells[3] = f"{mean(changes):+.1f} % ({', '.join(f'{change:+.0f}' for change in changes)})"
+        cells[6] = f"{sum(alignment.fixed for alignment in alignments)} / {sum(a.made for a in alignments)}"
+    return f"| {' | '.join([label, *cells])} |"
+
+
+def _against_old(logs: Path, method: str) -> tuple[Update, Alignment]:
+    comparison = compare(logs / "old", logs / "new", logs / method)
+    assert comparison.compatible is not None
+    assert comparison.alignment is not None
+    return comparison.compatible, comparison.alignment
+
+
+def _value(estimate: Estimate) -> float:
+    return float("nan") if estimate.value is None else estimate.value
+
+
+def _mean(estimates: Sequence[Estimate]) -> str:
+    return f"{100 * mean(map(_value, estimates)):.1f}"
+
+
+def _accuracy_difference(logs: Sequence[Path], method: str) -> str:
+    """Accuracy minus the new model's in percentage points, with the standard error of the paired difference."""
+    if method == "new":
+        return ""
+    updates = [compare(log / "new", log / method).update for log in logs]
+    gained, lost = sum(u.positive_flips for u in updates), sum(u.negative_flips for u in updates)
+    n = sum(u.n for u in updates)
+    return f"{100 * (gained - lost) / n:+.1f} ± {100 * paired_difference_error(gained, lost, n):.1f}"
+
+
+def _summarise(runs: list[Path]) -> list[str]:
     lines = []
     for task in TASKS:
-        lines += ["", HEADER.format(task=task), "|---|---|---|---|---|---|---|---|"]
-        lines += [_row(task, method, runs) for method in METHODS]
-        lines += ["", *(_against_control(task, method, runs) for method in ("muscle", "paper_t2"))]
+        logs = [run / "logs" / task for run in runs]
+        old = mean(_value(compare(log / "old", log / "new").update.accuracy_old) for log in logs)
+        lines += ["", *header(task, "kept"), f"| {LABELS['old']} | {100 * old:.1f} |{' |' * len(COLUMNS)}"]
+        lines += [f"{row(LABELS[method], logs, method)} {_kept(runs, task, method)} |" for method in METHODS[1:]]
+        lines += ["", *(_against_control(task, method, logs) for method in ("muscle", "paper_t2"))]
     return lines
 
 
-def _row(task: str, method: str, runs: list[Path]) -> str:
-    rows = [_table_row(run, task, method) for run in runs]
-    cells = [LABELS[method], _percent(rows, "accuracy")]
-    if method == "old":
-        return f"| {' | '.join([*cells, *[''] * 6])} |"
-    cells.append("" if method == "new" else _accuracy_difference(task, method, runs))
-    change = ""
-    if method != "new":
-        by_seed = [row["nfr_change_percent"] for row in rows]
-        change = f"{mean(by_seed):+.1f} % ({', '.join(f'{c:+.0f}' for c in by_seed)})"
-    cells += [_percent(rows, "nfr"), change, _percent(rows, "relative_nfr"), _percent(rows, "nfr_mc")]
-    cells.append("" if method == "new" else f"{sum(r['fixed'] for r in rows)} / {sum(r['made'] for r in rows)}")
-    return f"| {' | '.join(cells)} |"
+def _kept(runs: list[Path], task: str, method: str) -> str:
+    files = [run / "adapters" / task / method / "training.json" for run in runs]
+    if not all(file.exists() for file in files):
+        return ""
+    return ", ".join(str(json.loads(file.read_text())["result"]["best_epoch"]) for file in files)
 
 
-def _table_row(run: Path, task: str, method: str) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = json.loads((run / "table.json").read_text())
-    (row,) = (row for row in rows if (row["task"], row["method"]) == (task, method))
-    return row
-
-
-def _percent(rows: list[dict[str, Any]], name: str) -> str:
-    return f"{100 * mean(row[name] for row in rows):.1f}"
-
-
-def _accuracy_difference(task: str, method: str, runs: list[Path]) -> str:
-    """Accuracy minus the new model's in percentage points, with the standard error of the paired difference."""
-    updates = [compare(run / "logs" / task / "new", run / "logs" / task / method).update for run in runs]
-    gained, lost = sum(u.positive_flips for u in updates), sum(u.negative_flips for u in updates)
-    n = sum(u.n for u in updates)
-    difference = (gained - lost) / n
-    error = (((gained + lost) / n - difference**2) / n) ** 0.5
-    return f"{100 * difference:+.1f} ± {100 * error:.1f}"
-
-
-def _against_control(task: str, method: str, runs: list[Path]) -> str:
+def _against_control(task: str, method: str, logs: list[Path]) -> str:
     fixed = made = 0
-    for run in runs:
-        logs = run / "logs" / task
-        alignment = compare(logs / "old", logs / "ce_control", logs / method).alignment
+    for log in logs:
+        alignment = compare(log / "old", log / "ce_control", log / method).alignment
         assert alignment is not None
         fixed, made = fixed + alignment.fixed, made + alignment.made
     p = mcnemar_mid_p(fixed, made)
-    return f"- {task}, {LABELS[method]} against plain CE: {fixed} flips fewer, {made} newly made, mid-p {p:.2g}."
+    return f"- {task}: of the flips of plain CE, {LABELS[method]} fixes {fixed} and makes {made} new; mid-p {p:.2g}."
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    print("\n".join(summarise(parser.parse_args().runs)))
+    print("\n".join(_summarise(parser.parse_args().runs)))

@@ -92,6 +92,15 @@ def test_a_damaged_record_counts_as_missing(tmp_path: Path) -> None:
     assert "parts/left" in run(tmp_path, LEFT)
 
 
+def test_fingerprint_depends_on_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint([LEFT])
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "losses.py"))
+    assert fingerprint([LEFT]) != before
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "steps.py"))
+    assert fingerprint([LEFT]) != before
+
+
 def test_fingerprint_depends_on_everything_that_decides_the_output() -> None:
     base = fingerprint(PLAN)
     assert fingerprint(PLAN) == base

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -96,7 +97,7 @@ def run_pipeline(stages: Sequence[Stage], root: Path, jobs: int, console: Consol
 def fingerprint(stages: Sequence[Stage]) -> dict[str, str]:
     """Fingerprint of each stage, by name."""
     known: dict[str, str] = {}
-    program = _program()
+    program = _program(stages)
     for stage in stages:
         content = {
             "program": program,
@@ -109,14 +110,13 @@ def fingerprint(stages: Sequence[Stage]) -> dict[str, str]:
     return known
 
 
-def _program() -> str:
-    """Hash of the code that stages run and of the libraries that decide what it computes."""
-    package = Path(__file__).parents[1]
-    sources = sorted(path for part in ("update", "demo") for path in (package / part).rglob("*") if path.is_file())
+def _program(stages: Sequence[Stage]) -> str:
+    """Hash of this package, of those that the stages' functions are from, and of the libraries underneath."""
     digest = hashlib.sha256()
-    for path in sources:
-        if path.suffix in {".py", ".yaml"}:
-            digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    for package in sorted({Path(__file__).parent, *(Path(inspect.getfile(stage.function)).parent for stage in stages)}):
+        for path in sorted(package.rglob("*")):
+            if path.suffix in {".py", ".yaml"}:
+                digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     for library in ("torch", "transformers", "peft", "lm_eval"):
         digest.update(f"{library} {version(library)}".encode())
     return digest.hexdigest()

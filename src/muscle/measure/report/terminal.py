@@ -38,7 +38,7 @@ def _describe(source: Input) -> str:
     for kind, chosen in (("metric", source.metric), ("filter", source.filter)):
         if names := dict.fromkeys(name for name in chosen.values() if name):
             parts.append(f"{kind} {', '.join(names)}")
-    return ", ".join([*parts, f"sha256 {source.sha256[:8]}"])
+    return ", ".join([*parts, f"sha {source.sha256[:8]}"])
 
 
 def _table(console: Console) -> Table:
