@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import muscle
+import muscle.update
 
 HEAVY = {"torch", "transformers", "polars", "pandas", "numpy", "scipy", "msgspec"}
 
@@ -31,6 +32,12 @@ def test_measuring_needs_no_training_stack() -> None:
     )
     assert "numpy" in loaded
     assert loaded & {"torch", "transformers", "polars", "pandas", "lm_eval"} == set()
+
+
+def test_a_missing_training_stack_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muscle.update, "find_spec", lambda name: None if name in {"torch", "peft"} else object())
+    with pytest.raises(muscle.MuscleError, match=r"training needs torch, peft: pip install 'muscle-llm\[update\]'"):
+        muscle.update.require_training_stack()
 
 
 def test_public_names() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from muscle.demo.world import Version, World
+from muscle.demo.world import Scene, Sum, Version, World
 from muscle.update.pipeline import Report
 from muscle.update.recipe import AlignmentSettings, LoraSettings, Split, TrainingSettings
 
@@ -24,12 +24,12 @@ def write_tasks(destination: Path, report: Report, *, seed: int, items: Mapping[
     shutil.copytree(Path(__file__).parent / "tasks", destination, dirs_exist_ok=True)
     shutil.rmtree(destination / "__pycache__", ignore_errors=True)
     world = World(seed)
+    samplers: dict[str, Callable[[np.random.Generator], Scene | Sum]] = {"scenes": world.scene, "sums": world.sum}
     for number, task in enumerate(TASKS):
         (destination / task).mkdir()
         for split, name in enumerate(SPLITS):
             rng = np.random.default_rng([seed, 2, number, split])
-            sample = getattr(world, task.removesuffix("s"))
-            rows = (json.dumps(asdict(sample(rng))) + "\n" for _ in range(items[task][name]))
+            rows = (json.dumps(asdict(samplers[task](rng))) + "\n" for _ in range(items[task][name]))
             (destination / task / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
         report((number + 1) / len(TASKS), task)
 

@@ -11,6 +11,7 @@ def require_training_stack() -> None:
     Raises:
         MuscleError: one is missing.
     """
-    missing = [name for name in ("torch", "transformers", "peft", "lm_eval") if find_spec(name) is None]
+    needed = ("torch", "transformers", "peft", "accelerate", "datasets", "lm_eval")
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise MuscleError(f"training needs {', '.join(missing)}: pip install 'muscle-llm[update]'")
