@@ -22,10 +22,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# A stamp per extra: installed once, again only when the pins or the package's metadata change.
+# A stamp per extra (dev includes update): installed once, again only when the pins or the package's metadata change.
 $(VENV)/.update $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[$*]'
-	touch $@ $(VENV)/.update  # dev includes update
+	@touch $@ $(VENV)/.update
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "muscle needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
