@@ -95,9 +95,9 @@ def demo(
     """
     from rich.console import Console
 
-    from muscle.demo.run import run_demo
     from muscle.update import require_training_stack
 
     require_training_stack()
+    from muscle.demo.run import run_demo
 
     run_demo(seed, quick, out, jobs, Console(highlight=False, emoji=False, markup=False))

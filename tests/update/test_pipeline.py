@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 from muscle.errors import MuscleError
@@ -84,6 +85,15 @@ def test_a_failure_beside_a_chatty_stage_does_not_hang(tmp_path: Path) -> None:
     broken = Stage("broken", steps.fail, {"way": "raise"}, {"left": "parts/left"})
     with pytest.raises(MuscleError, match="no such tokenizer"):
         run(tmp_path, LEFT, chatty, broken)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with (
+        FileLock(tmp_path / ".lock"),
+        pytest.raises(MuscleError, match=r"another run is at work in .*: wait for it, or choose another folder"),
+    ):
+        run(tmp_path, LEFT)
+    assert "parts/left" in run(tmp_path, LEFT)
 
 
 def test_a_damaged_record_counts_as_missing(tmp_path: Path) -> None:

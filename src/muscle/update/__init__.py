@@ -11,7 +11,7 @@ def require_training_stack() -> None:
     Raises:
         MuscleError: one is missing.
     """
-    needed = ("torch", "transformers", "peft", "accelerate", "datasets", "lm_eval")
+    needed = ("torch", "transformers", "peft", "accelerate", "datasets", "lm_eval", "filelock")
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise MuscleError(f"training needs {', '.join(missing)}: pip install 'muscle-llm[update]'")

@@ -31,6 +31,7 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -65,9 +66,18 @@ def run_pipeline(stages: Sequence[Stage], root: Path, jobs: int, console: Consol
         console: Where progress is shown: bars on a terminal, a line per stage elsewhere.
 
     Raises:
-        MuscleError: A folder of that name is not a stage's, a stage failed, or a worker died, for lack of memory as a
-            rule.
+        MuscleError: A folder of that name is not a stage's, another run is at work in `root`, a stage failed, or a
+            worker died, for lack of memory as a rule.
     """
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(root / ".lock", timeout=0):  # the system frees it however a run ends
+            _run_missing(stages, root, jobs, console)
+    except Timeout:
+        raise MuscleError(f"another run is at work in {root}: wait for it, or choose another folder") from None
+
+
+def _run_missing(stages: Sequence[Stage], root: Path, jobs: int, console: Console) -> None:
     fingerprints = fingerprint(stages)
     _refuse_foreign_folders(stages, root)
     missing = {stage.name: stage for stage in stages if not _is_done(root / stage.name, fingerprints[stage.name])}
