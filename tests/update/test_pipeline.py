@@ -64,6 +64,17 @@ def test_a_failed_stage_leaves_nothing_and_the_rest_stays(tmp_path: Path, way: s
     assert times(tmp_path)["parts/left"] == before["parts/left"]
 
 
+def test_output_is_kept_until_its_successor_is_whole(tmp_path: Path) -> None:
+    again = Stage("again", steps.write, {"text": "first"})
+    run(tmp_path, LEFT, again)
+    with pytest.raises(MuscleError, match="no such tokenizer"):
+        run(tmp_path, LEFT, Stage("again", steps.fail, {"way": "raise"}, {"left": "parts/left"}))
+    assert (tmp_path / "again" / "text").read_text() == "first"
+    run(tmp_path, LEFT, replace(again, settings={"text": "second"}))
+    assert (tmp_path / "again" / "text").read_text() == "second"
+    assert [path.parent.name for path in tmp_path.rglob("text")] == ["again", "left"]
+
+
 def test_an_unexpected_failure_names_its_log(tmp_path: Path) -> None:
     broken = Stage("broken", steps.fail, {"way": "bug"}, {"left": "parts/left"})
     with pytest.raises(MuscleError, match=r"stage broken failed \(KeyError: 'bug'\): see .*/.partial/broken/stage.log"):

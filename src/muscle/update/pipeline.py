@@ -199,8 +199,8 @@ def _start_worker(news: Queue[tuple[str, float, str]]) -> None:
 def _run_stage(stage: Stage, expected: str, root: Path) -> float:
     """Run one stage in a worker; its folder appears whole or not at all. Returns its seconds."""
     started = time.perf_counter()
-    partial, final = root / ".partial" / stage.name, root / stage.name
-    for stale in (partial, final):
+    partial, final, replaced = (root / part / stage.name for part in (".partial", ".", ".replaced"))
+    for stale in (partial, replaced):
         shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir(parents=True)
     folders = {keyword: root / name for keyword, name in stage.inputs.items()}
@@ -215,8 +215,12 @@ def _run_stage(stage: Stage, expected: str, root: Path) -> float:
         "seconds": round(seconds, 2),
     }
     (partial / "stage.json").write_text(json.dumps(record, indent=2) + "\n")
-    final.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (final, replaced):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    if final.exists():
+        final.rename(replaced)  # a rename is whole; a removal may be interrupted halfway
     partial.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)
     return seconds
 
 
@@ -246,7 +250,7 @@ class _Display:
     def __init__(self, total: int, done: int, news: Queue[tuple[str, float, str]], console: Console) -> None:
         self._console, self._news = console, news
         self._progress = Progress(
-            TextColumn("{task.description:<20}"),
+            TextColumn("{task.description:<24}"),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
