@@ -16,8 +16,8 @@ from statistics import mean
 
 from muscle.demo.plan import METHODS
 from muscle.demo.stages import TASKS
-from muscle.demo.table import LABELS
-from muscle.measure import Alignment, Estimate, Update, compare
+from muscle.demo.table import LABELS, compare_method
+from muscle.measure import Estimate, compare
 from muscle.measure.statistics import mcnemar_mid_p, paired_difference_error
 
 COLUMNS = ("accuracy", "against new", "NFR", "change (by seed)", "rel. NFR", "NFR_mc", "fixed / made")
@@ -31,7 +31,7 @@ def header(first: str, *more: str) -> list[str]:
 
 def row(label: str, logs: Sequence[Path], method: str) -> str:
     """What `method` does to users of the old model, over the log folders of several runs (each with old and new)."""
-    updates, alignments = zip(*(_against_old(log, method) for log in logs), strict=True)
+    updates, alignments = zip(*(compare_method(log, method) for log in logs), strict=True)
     cells = [
         _mean([update.accuracy_new for update in updates]),
         _accuracy_difference(logs, method),
@@ -46,13 +46,6 @@ def row(label: str, logs: Sequence[Path], method: str) -> str:
         cells[3] = f"{mean(changes):+.1f} % ({', '.join(f'{change:+.0f}' for change in changes)})"
         cells[6] = f"{sum(alignment.fixed for alignment in alignments)} / {sum(a.made for a in alignments)}"
     return f"| {' | '.join([label, *cells])} |"
-
-
-def _against_old(logs: Path, method: str) -> tuple[Update, Alignment]:
-    comparison = compare(logs / "old", logs / "new", logs / method)
-    assert comparison.compatible is not None
-    assert comparison.alignment is not None
-    return comparison.compatible, comparison.alignment
 
 
 def _value(estimate: Estimate) -> float:
@@ -92,11 +85,8 @@ def _kept(runs: list[Path], task: str, method: str) -> str:
 
 
 def _against_control(task: str, method: str, logs: list[Path]) -> str:
-    fixed = made = 0
-    for log in logs:
-        alignment = compare(log / "old", log / "ce_control", log / method).alignment
-        assert alignment is not None
-        fixed, made = fixed + alignment.fixed, made + alignment.made
+    alignments = [compare_method(log, method, baseline="ce_control")[1] for log in logs]
+    fixed, made = sum(alignment.fixed for alignment in alignments), sum(alignment.made for alignment in alignments)
     p = mcnemar_mid_p(fixed, made)
     return f"- {task}: of the flips of plain CE, {LABELS[method]} fixes {fixed} and makes {made} new; mid-p {p:.2g}."
 

@@ -118,10 +118,13 @@ def test_out_is_a_run_of_its_own(tmp_path: Path, demo: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").write_text("mine")
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut/demo.json").write_text('{"seed": ')
     for out, message in (
         ("file", "file cannot be used (File exists): choose another folder with --out"),
         ("file/below", "file/below cannot be used (Not a directory): choose another folder with --out"),
         ("full", "full holds something else: choose a new or empty folder with --out"),
+        ("cut", "cut/demo.json is damaged: choose another folder with --out"),
         (str(demo), f"{demo} holds another demo ({{'seed': 4, 'quick': True}}): choose another folder with --out"),
     ):
         command = [*MUSCLE, "demo", "--quick", "--seed", "3", "--out", out]

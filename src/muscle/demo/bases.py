@@ -22,7 +22,6 @@ from muscle.update.trainer import train
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 
-
 PACKED_LENGTH = 64
 PACKED_BATCH = 32
 LEARNING_RATE = 3e-3

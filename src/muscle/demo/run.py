@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
 from muscle.demo.plan import FULL, QUICK, full_plan
 from muscle.demo.table import meaning, print_rows, table_rows, write_rows
 from muscle.errors import MuscleError
+from muscle.measure.report.terminal import say
 from muscle.update.pipeline import run_pipeline
 
 
@@ -29,23 +29,19 @@ def run_demo(seed: int, quick: bool, out: Path | None, jobs: int, console: Conso
     """
     root = out or Path("muscle-demo") / f"{'quick-' if quick else ''}seed-{seed}"
     _claim(root, {"seed": seed, "quick": quick})
-
-    def say(line: str) -> None:
-        console.print(Text(line), soft_wrap=not console.is_terminal)  # a pipe gets whole lines
-
-    say(f"One model update in a world of its own, from pretraining to table, in {root}")
+    say(console, f"One model update in a world of its own, from pretraining to table, in {root}")
     run_pipeline(full_plan(seed, QUICK if quick else FULL), root, jobs, console)
     rows = table_rows(root / "logs")
     write_rows(rows, root / "table.json")
     print_rows(rows, console)
-    say(meaning(rows, root / "logs"))
+    say(console, meaning(rows, root / "logs"))
     if quick:
-        say("This was --quick: every stage is real, but the models are too small for the figures to mean much.")
-    say(f"table     {root / 'table.json'}")
+        say(console, "This was --quick: every stage is real, but such small models make the figures mean little.")
+    say(console, f"table     {root / 'table.json'}")
     for kind in ("logs", "adapters", "bases", "tasks"):
-        say(f"{kind:<9} {root / kind}")
+        say(console, f"{kind:<9} {root / kind}")
     scenes = root / "logs" / "scenes"
-    say(f"Look closer: muscle compare {scenes / 'old'} {scenes / 'new'} --compatible {scenes / 'muscle'}")
+    say(console, f"Look closer: muscle compare {scenes / 'old'} {scenes / 'new'} --compatible {scenes / 'muscle'}")
 
 
 def _claim(root: Path, what: dict[str, object]) -> None:
@@ -54,7 +50,7 @@ def _claim(root: Path, what: dict[str, object]) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         if record.exists():
-            if (there := json.loads(record.read_text())) != what:
+            if (there := _read(record)) != what:
                 raise MuscleError(f"{root} holds another demo ({there}): choose another folder with --out")
         elif any(root.iterdir()):
             raise MuscleError(f"{root} holds something else: choose a new or empty folder with --out")
@@ -62,3 +58,10 @@ def _claim(root: Path, what: dict[str, object]) -> None:
         (root / "table.json").unlink(missing_ok=True)
     except OSError as error:
         raise MuscleError(f"{root} cannot be used ({error.strerror}): choose another folder with --out") from None
+
+
+def _read(record: Path) -> object:
+    try:
+        return json.loads(record.read_text())
+    except ValueError:
+        raise MuscleError(f"{record} is damaged: choose another folder with --out") from None

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from muscle.demo.plan import METHODS
 from muscle.demo.stages import TASKS
-from muscle.measure import Alignment, Comparison, Update, compare
+from muscle.measure import Alignment, Update, compare
+from muscle.measure.report.terminal import new_table, say
 
 LABELS = {
     "old": "old model",
@@ -66,32 +64,39 @@ def _task_rows(task: str, logs: Path) -> Iterator[Row]:
     update = compare(logs / "old", logs / "new").update
     accuracy = update.accuracy_old
     yield Row(task, "old", accuracy.value, accuracy.low, accuracy.high)
-    for method in METHODS[1:]:
-        if method == "new":
-            against_old, alignment = update, None
-        else:
-            comparison = compare(logs / "old", logs / "new", logs / method)
-            against_old, alignment = _compatible(comparison)
-        accuracy, nfr = against_old.accuracy_new, against_old.nfr
-        yield Row(
-            task,
-            method,
-            accuracy.value,
-            accuracy.low,
-            accuracy.high,
-            nfr.value,
-            nfr.low,
-            nfr.high,
-            against_old.relative_nfr.value,
-            against_old.nfr_mc.value,
-            alignment.nfr_change_percent.value if alignment else None,
-            alignment.fixed if alignment else None,
-            alignment.made if alignment else None,
-            alignment.mid_p if alignment else None,
-        )
+    yield _row(task, "new", update, None)
+    for method in METHODS[2:]:
+        yield _row(task, method, *compare_method(logs, method))
 
 
-def _compatible(comparison: Comparison) -> tuple[Update, Alignment]:
+def _row(task: str, method: str, update: Update, alignment: Alignment | None) -> Row:
+    return Row(
+        task=task,
+        method=method,
+        accuracy=update.accuracy_new.value,
+        accuracy_low=update.accuracy_new.low,
+        accuracy_high=update.accuracy_new.high,
+        nfr=update.nfr.value,
+        nfr_low=update.nfr.low,
+        nfr_high=update.nfr.high,
+        relative_nfr=update.relative_nfr.value,
+        nfr_mc=update.nfr_mc.value,
+        nfr_change_percent=alignment.nfr_change_percent.value if alignment else None,
+        fixed=alignment.fixed if alignment else None,
+        made=alignment.made if alignment else None,
+        mid_p=alignment.mid_p if alignment else None,
+    )
+
+
+def compare_method(logs: Path, method: str, baseline: str = "new") -> tuple[Update, Alignment]:
+    """What users of the old model meet with `method`, and what that changes against `baseline`.
+
+    Args:
+        logs: Folder of one task's logs, one folder per method, `old` and `baseline` among them.
+        method: Name of the method.
+        baseline: The method whose flips `method` fixes, or adds to.
+    """
+    comparison = compare(logs / "old", logs / baseline, logs / method)
     assert comparison.compatible is not None
     assert comparison.alignment is not None
     return comparison.compatible, comparison.alignment
@@ -105,7 +110,7 @@ def write_rows(rows: list[Row], path: Path) -> None:
 def print_rows(rows: list[Row], console: Console) -> None:
     """One table per task and a legend, 80 columns wide at most."""
     for task in TASKS:
-        table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.MARKDOWN, pad_edge=not console.is_terminal)
+        table = new_table(console)
         table.add_column(task, no_wrap=True)
         for header in ("accuracy", "NFR", "change", "rel. NFR", "NFR_mc", "fixed", "made"):
             table.add_column(header, justify="right")
@@ -113,7 +118,7 @@ def print_rows(rows: list[Row], console: Console) -> None:
             if row.task == task:
                 table.add_row(LABELS[row.method], *_cells(row), style="bold" if row.method == "muscle" else None)
         console.print(table)
-    console.print(Text(LEGEND, style="dim"), soft_wrap=not console.is_terminal)
+    say(console, LEGEND, style="dim")
 
 
 def _cells(row: Row) -> list[str]:
@@ -129,7 +134,7 @@ def meaning(rows: list[Row], logs: Path) -> str:
     parts = []
     for task in TASKS:
         new, muscle = (next(row for row in rows if (row.task, row.method) == (task, m)) for m in ("new", "muscle"))
-        _, control = _compatible(compare(logs / task / "old", logs / task / "ce_control", logs / task / "muscle"))
+        _, control = compare_method(logs / task, "muscle", baseline="ce_control")
         fewer = control.fixed - control.made
         parts.append(
             f"{task}: the update turns {_percent(new.nfr)} of all answers from right to wrong, with the compatibility "

@@ -23,7 +23,7 @@ from muscle.update.trainer import train
 from muscle.update.weights import WEIGHTS
 
 
-def new_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int) -> PeftModel:
+def add_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int) -> PeftModel:
     """Put a fresh adapter on a base (in place); the base's weights are frozen."""
     torch.manual_seed(seed)
     config = LoraConfig(
@@ -37,7 +37,7 @@ def train_task_adapter(
     base: str | Path, task: Any, lora: LoraSettings, settings: TrainingSettings, destination: Path, report: Report
 ) -> None:
     """Train an adapter for a task on a base with plain cross-entropy and save the best epoch's to `destination`."""
-    model = new_adapter(load_base(base), lora, settings.seed)
+    model = add_adapter(load_base(base), lora, settings.seed)
     data = _TaskData(base, task)
     _train_and_save(model, task_objective, settings, data, destination, report)
 
@@ -72,7 +72,7 @@ def train_compatibility_adapter(
     data = _TaskData(new_base, task)
     objective: Objective = task_objective
     if alignment.weight:
-        _check_same_tokenizer(old_base, new_base, task)
+        _check_same_tokenizer(old_base, new_base, data)
         old, new = (
             CachedTeacher(load_task_model(base, adapter), data.training, data.collator)
             for base, adapter in ((old_base, old_adapter), (new_base, new_adapter))
@@ -82,12 +82,12 @@ def train_compatibility_adapter(
     _train_and_save(student, objective, settings, data, destination, report, alignment)
 
 
-def _check_same_tokenizer(old_base: str | Path, new_base: str | Path, task: Any) -> None:
+def _check_same_tokenizer(old_base: str | Path, new_base: str | Path, data: _TaskData) -> None:
     """Same means: identical ids on all training and validation text."""
-    for split in ("training", "validation"):
-        rows = examples(task, split)
-        old, new = (TokenizedExamples(rows, load_tokenizer(base)).ids for base in (old_base, new_base))
-        for row, old_ids, new_ids in zip(rows, old, new, strict=True):
+    tokenizer = load_tokenizer(old_base)
+    for part in (data.training, data.validation):
+        old = TokenizedExamples(part.rows, tokenizer)
+        for row, old_ids, new_ids in zip(part.rows, old.ids, part.ids, strict=True):
             if old_ids != new_ids:
                 raise MuscleError(
                     f"{old_base} and {new_base} tokenize {quoted(row.context + row.answer)} differently: "

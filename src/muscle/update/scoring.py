@@ -33,7 +33,7 @@ def evaluate(lm: HFLM, name: str, task: Any, split: Split, destination: Path) ->
     Args:
         lm: The model behind lm-eval's interface.
         name: What the log calls the model.
-        task: A task of lm-eval.
+        task: A task of lm-eval; scoring its validation split takes its test split away for good.
         split: Which of the task's splits to score.
         destination: Folder to write to.
     """

@@ -68,6 +68,7 @@ class TokenizedExamples(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, rows: list[Example], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.rows = rows
         texts = tokenizer([row.context + row.answer for row in rows])["input_ids"]
         self.ids = [[*text, tokenizer.eos_token_id] for text in texts]
 

@@ -12,22 +12,18 @@ from muscle.measure.comparison import Alignment, Comparison, Estimate, Input, Ta
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
     """Print what was read, the measures, the tasks, the notes, and what it means in a sentence."""
     console = console or Console(highlight=False, emoji=False, markup=False)
-
-    def say(line: str) -> None:
-        console.print(Text(printable(line)), soft_wrap=not console.is_terminal)  # a pipe gets whole lines, to search in
-
     width = max(len(role) for role in comparison.inputs)
     for role, source in comparison.inputs.items():
-        say(f"{role:<{width}}  {source.path}")
-        say(f"{'':<{width}}  {_describe(source)}")
+        say(console, f"{role:<{width}}  {source.path}")
+        say(console, f"{'':<{width}}  {_describe(source)}")
     console.print(_measures(comparison, console))
     if len(comparison.tasks) > 1:
         console.print(_tasks(comparison, console))
     for note in comparison.notes:
-        say(f"note: {note}")
+        say(console, f"note: {note}")
     resampling = f"bootstrap ({comparison.resamples} resamples, seed {comparison.seed})"
-    say(f"95 % intervals in brackets: Wilson, where marked * {resampling}.")
-    say(_sentence(comparison))
+    say(console, f"95 % intervals in brackets: Wilson, where marked * {resampling}.")
+    say(console, _sentence(comparison))
 
 
 def _describe(source: Input) -> str:
@@ -41,13 +37,19 @@ def _describe(source: Input) -> str:
     return ", ".join([*parts, f"sha {source.sha256[:8]}"])
 
 
-def _table(console: Console) -> Table:
+def say(console: Console, line: str, style: str = "") -> None:
+    """Print a line of any text safely: wrapped on a terminal, whole in a pipe, to search in."""
+    console.print(Text(printable(line), style=style), soft_wrap=not console.is_terminal)
+
+
+def new_table(console: Console) -> Table:
+    """An empty table: rules on a terminal, Markdown's ASCII in a pipe."""
     return Table(box=box.SIMPLE_HEAD if console.is_terminal else box.MARKDOWN, pad_edge=not console.is_terminal)
 
 
 def _measures(comparison: Comparison, console: Console) -> Table:
     updates = [comparison.update, *([comparison.compatible] if comparison.compatible else [])]
-    table = _table(console)
+    table = new_table(console)
     table.add_column("")
     for header in ("old -> new", "old -> compatible")[: len(updates)]:
         table.add_column(header, justify="right")
@@ -94,7 +96,7 @@ def _alignment_rows(alignment: Alignment) -> list[tuple[str, str]]:
 
 
 def _tasks(comparison: Comparison, console: Console) -> Table:
-    table = _table(console)
+    table = new_table(console)
     table.title = "By task: N, accuracy of each log, flip rates; in percent"
     table.title_justify = "left"
     table.add_column("task", overflow="fold")
