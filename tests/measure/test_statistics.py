@@ -4,16 +4,32 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import ndtri
+from scipy.stats import chi2, false_discovery_control
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from muscle.measure.statistics import (
+    FloatArray,
+    IntArray,
+    Interval,
+    benjamini_hochberg,
+    clustered_difference_error,
+    clustered_mcnemar_p,
     mcnemar_mid_p,
     multinomial_draws,
     paired_difference_error,
     percentile_interval,
+    tango_interval,
     wilson_interval,
 )
+
+# both right, gained, lost, n
+COUNTS = st.tuples(*[st.integers(0, 300)] * 4).map(lambda c: (c[0], c[1], c[2], sum(c))).filter(lambda c: c[3] > 0)
 
 
 @pytest.mark.parametrize(
@@ -41,9 +57,132 @@ def test_wilson_is_exact_at_the_ends_and_undefined_without_items() -> None:
     assert wilson_interval(0, 0) is None
 
 
+@pytest.mark.parametrize(
+    ("gained", "lost", "n", "confidence", "low", "high"),
+    [
+        (9, 3, 32, 0.95, -0.027, 0.390),  # Tango 1998
+        (0, 1, 44, 0.90, -0.096, 0.037),  # Tango 1998, two ways to disinfect contact lenses
+        (16, 8, 86, 0.95, -0.020, 0.207),  # Agresti & Min 2005
+        (1, 7, 21, 0.95, -0.517, -0.026),  # Fagerland, Lydersen & Laake 2014, airway hyper-responsiveness
+        (25, 2, 102, 0.95, 0.139, 0.321),  # Chang 2024
+    ],
+)
+def test_tango_published(gained: int, lost: int, n: int, confidence: float, low: float, high: float) -> None:
+    """The papers' values, as the R package ratesci lists them in tests/testthat/test3.R."""
+    assert tango_interval(gained, lost, n, confidence) == pytest.approx((low, high), abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "n", "low", "high"),
+    [
+        (
+            6,
+            16,
+            161,
+            -0.1240,
+            -0.0054,
+        ),  # complete response (Cavo 2012), R package contingencytables, tests of chapter 8
+        (3, 1, 14, -0.1670, 0.4327),  # Tang 2010, R package ratesci
+    ],
+)
+def test_tango_published_to_four_digits(gained: int, lost: int, n: int, low: float, high: float) -> None:
+    assert tango_interval(gained, lost, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def tango_score(gained: int, lost: int, n: int, x: float) -> float:
+    """Tango's statistic as printed in his paper: no care for rounding."""
+    a, b = 2 * n, -gained - lost + (2 * n - gained + lost) * x
+    q = (math.sqrt(max(0.0, b * b + 4 * a * lost * x * (1 - x))) - b) / (2 * a)
+    return (gained - lost - n * x) / math.sqrt(n * (2 * q + x * (1 - x)))
+
+
+@given(COUNTS, st.sampled_from([0.9, 0.95, 0.99]))
+def test_tango_holds_the_differences_that_the_score_test_does_not_reject(
+    counts: tuple[int, int, int, int], confidence: float
+) -> None:
+    _, gained, lost, n = counts
+    z = float(ndtri((1 + confidence) / 2))
+    low, high = tango_interval(gained, lost, n, confidence) or (math.nan, math.nan)
+    assert -1 <= low <= (gained - lost) / n <= high <= 1
+    for x in np.linspace(-0.999, 0.999, 41):
+        if min(abs(x - low), abs(x - high)) > 1e-6 and abs(n * x - gained + lost) > 1e-6:
+            assert (low < x < high) == (abs(tango_score(gained, lost, n, x)) < z)
+
+
+@given(COUNTS)
+def test_tango_turns_around_with_the_models_and_shrinks_with_n(counts: tuple[int, int, int, int]) -> None:
+    _, gained, lost, n = counts
+    low, high = tango_interval(gained, lost, n) or (math.nan, math.nan)
+    assert tango_interval(lost, gained, n) == (-high, -low)
+    closer = tango_interval(4 * gained, 4 * lost, 4 * n) or (math.nan, math.nan)
+    assert closer[1] - closer[0] < high - low
+    surer = tango_interval(gained, lost, n, 0.99) or (math.nan, math.nan)
+    assert surer[0] <= low
+    assert high <= surer[1]
+
+
+def test_tango_at_the_ends() -> None:
+    z = float(ndtri(0.975))
+    for n in (1, 10, 10**7):
+        none, all_gained = tango_interval(0, 0, n), tango_interval(n, 0, n)
+        assert none == pytest.approx((-(z**2) / (n + z**2), z**2 / (n + z**2)), rel=1e-12)  # solved by hand: q = 0
+        assert all_gained is not None
+        assert all_gained[1] == 1.0
+        assert all_gained[0] < 1
+    assert tango_interval(0, 0, 0) is None
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(3, 2), (10**6, 10**6 + 3000), (8 * 10**6, 2 * 10**6), (0, 10**7 - 1)])
+def test_tango_ends_solve_the_score_equation_of_ten_million_items(gained: int, lost: int) -> None:
+    """Exact in fractions of 60 digits, where floating point would hide its own error."""
+    from decimal import Decimal, localcontext
+
+    n, z = 10**7, Decimal(float(ndtri(0.975)))
+    with localcontext() as context:
+        context.prec = 60
+
+        def beyond(limit: float) -> bool:
+            x = Decimal(limit)
+            b = -gained - lost + (2 * n - gained + lost) * x
+            q = ((b * b + 8 * n * lost * x * (1 - x)).sqrt() - b) / (4 * n)
+            return (gained - lost - n * x) ** 2 > z * z * n * (2 * q + x * (1 - x))
+
+        for limit in tango_interval(gained, lost, n) or ():
+            away = 1e-12 if limit * n > gained - lost else -1e-12
+            assert beyond(limit + away)
+            assert not beyond(limit - away)
+
+
+def newcombe_interval(both: int, gained: int, lost: int, neither: int) -> Interval:
+    """Square-and-add interval of the paired difference with corrected correlation (Newcombe 1998, method 10)."""
+    n = both + gained + lost + neither
+    first, second = (both + gained) / n, (both + lost) / n
+    (l1, u1), (l2, u2) = (proportion_confint(both + k, n, method="wilson") for k in (gained, lost))
+    margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
+    covariance = both * neither - gained * lost
+    corrected = max(covariance - n / 2, 0) if covariance > 0 else covariance
+    phi = corrected / math.sqrt(margins) if margins else 0.0
+
+    def side(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+
+    return first - second - side(first - l1, u2 - second), first - second + side(u1 - first, second - l2)
+
+
+def test_tango_agrees_with_newcombe() -> None:
+    """First that the cross-check itself is right: Fagerland 2014 (twice) and Newcombe 1998."""
+    assert newcombe_interval(1, 1, 7, 12) == pytest.approx((-0.507, -0.026), abs=5e-4)
+    assert newcombe_interval(59, 6, 16, 80) == pytest.approx((-0.1186, -0.0046), abs=5e-5)
+    assert newcombe_interval(20, 12, 2, 16) == pytest.approx((0.0562, 0.3292), abs=5e-5)
+    for both, gained, lost, neither in [(600, 86, 150, 764), (700, 260, 88, 271), (5000, 900, 850, 3292)]:
+        tango = tango_interval(gained, lost, both + gained + lost + neither)
+        assert tango == pytest.approx(newcombe_interval(both, gained, lost, neither), abs=1e-3)
+
+
 def test_mid_p_published() -> None:
-    """Fagerland, Lydersen & Laake 2013: airway hyper-responsiveness before and after transplantation, 1 against 7."""
+    """Fagerland, Lydersen & Laake 2013 and 2014: airway hyper-responsiveness, complete response (contingencytables)."""
     assert mcnemar_mid_p(1, 7) == pytest.approx(0.0391, abs=5e-5)
+    assert mcnemar_mid_p(6, 16) == pytest.approx(0.034690, abs=5e-7)
     assert mcnemar([[0, 1], [7, 0]], exact=True).pvalue == pytest.approx(0.0703, abs=5e-5)
 
 
@@ -83,6 +222,125 @@ def test_error_of_a_paired_difference_published() -> None:
     """Agresti 2002, table 10.1: approval of the prime minister, 150 against 86 of 1600, 0.0095."""
     assert paired_difference_error(86, 150, 1600) == pytest.approx(0.0095, abs=5e-5)
     assert math.isnan(paired_difference_error(0, 0, 0))
+
+
+def clustered(seed: int, items: int = 300, groups: int = 40) -> tuple[FloatArray, IntArray]:
+    """Differences -1, 0, 1 that lean one way in each cluster; names of clusters with gaps."""
+    rng = np.random.default_rng(seed)
+    names = rng.integers(groups, size=items) * 7 - 5
+    lean = rng.normal(size=8 * groups)
+    return np.clip(np.round(lean[names] + rng.normal(size=items)), -1, 1), names
+
+
+def test_clustered_error_is_millers_double_sum() -> None:
+    d, clusters = clustered(0)
+    n, mean = len(d), d.mean()
+    within = sum(
+        (d[i] - mean) * (d[j] - mean) for i in range(n) for j in range(n) if i != j and clusters[i] == clusters[j]
+    )
+    gained, lost = int((d > 0).sum()), int((d < 0).sum())
+    squared = paired_difference_error(gained, lost, n) ** 2 + within / n**2
+    assert clustered_difference_error(d, clusters) == pytest.approx(math.sqrt(squared), rel=1e-12)
+    assert clustered_difference_error(d, clusters) > paired_difference_error(gained, lost, n)
+
+
+def test_clustered_error_is_the_cluster_robust_one_of_regression() -> None:
+    d, clusters = clustered(1)
+    groups = {"groups": clusters - clusters.min(), "use_correction": False}
+    fit = OLS(d, np.ones_like(d)).fit(cov_type="cluster", cov_kwds=groups)
+    assert clustered_difference_error(d, clusters) == pytest.approx(fit.bse[0], rel=1e-9)
+
+
+def test_clusters_of_one_item_change_nothing() -> None:
+    d = np.repeat([1.0, -1.0, 0.0], [86, 150, 1364])
+    alone = np.arange(len(d))
+    assert clustered_difference_error(d, alone) == pytest.approx(paired_difference_error(86, 150, 1600), rel=1e-12)
+    statistic = (86 - 150) ** 2 / (86 + 150) * 1599 / 1600  # McNemar without correction, times (G - 1) / G
+    assert clustered_mcnemar_p(d, alone) == pytest.approx(chi2.sf(statistic, 1), rel=1e-12)
+
+
+# What each of 29 psychiatrists (n patients) and of 21 patients (n glands) adds: (n, yes-no, no-yes).
+PSYCHIATRY = """7 0 4, 6 1 2, 7 1 3, 6 1 2, 4 0 1, 6 3 3, 5 3 0, 8 3 2, 4 1 2, 7 0 4, 3 0 2, 6 1 4, 7 0 3, 6 0 2, 5 0 1,
+    4 0 3, 6 0 1, 5 0 2, 4 3 0, 3 1 0, 5 1 0, 4 2 2, 4 0 1, 2 0 2, 3 0 2, 2 0 0, 2 0 0, 3 0 1, 1 0 1"""
+THYROIDS = """3 0 2, 3 0 1, 3 0 0, 1 0 0, 3 0 1, 4 0 0, 3 0 0, 2 0 0, 2 1 0, 1 0 0, 3 0 0, 2 0 0, 3 0 0, 2 0 0, 2 0 2,
+    3 0 0, 3 0 0, 3 0 1, 2 0 0, 1 0 0, 2 0 0"""
+
+
+@pytest.mark.parametrize(("table", "items", "statistic"), [(PSYCHIATRY, 135, 7.19), (THYROIDS, 51, 2.86)])
+def test_clustered_test_published(table: str, items: int, statistic: float) -> None:
+    """Obuchowski's chi-square as Durkalski 2003 reports it; data and values from the R package clust.bin.pair."""
+    rows = [tuple(int(field) for field in row.split()) for row in table.split(",")]
+    d = np.concatenate([np.repeat([1.0, -1.0, 0.0], [b, c, n - b - c]) for n, b, c in rows])
+    clusters = np.repeat(np.arange(len(rows)), [n for n, _, _ in rows])
+    assert len(d) == items
+    assert chi2.isf(clustered_mcnemar_p(d, clusters), 1) == pytest.approx(statistic, abs=5e-3)
+
+
+def test_clustered_test_is_obuchowskis_from_variances_and_covariance() -> None:
+    """Obuchowski 1998, equations 1 to 4, each model about the common rate; no cancelling of terms."""
+    rng = np.random.default_rng(2)
+    clusters = rng.integers(30, size=200)
+    first, second = rng.integers(2, size=(2, 200))
+    common, groups = (first.mean() + second.mean()) / 2, np.unique(clusters)
+    x, y = (np.array([(side[clusters == g] - common).sum() for g in groups]) for side in (first, second))
+    scale = len(groups) / (len(groups) - 1) / 200**2
+    variance = scale * (x @ x) + scale * (y @ y) - 2 * scale * (x @ y)
+    statistic = (first.mean() - second.mean()) ** 2 / variance
+    difference = (second - first).astype(float)
+    assert clustered_mcnemar_p(difference, clusters) == pytest.approx(chi2.sf(statistic, 1), rel=1e-9)
+    assert clustered_mcnemar_p(-difference, clusters) == clustered_mcnemar_p(difference, clusters)
+
+
+def test_clustered_test_without_evidence() -> None:
+    assert clustered_mcnemar_p(np.zeros(5), np.arange(5)) == 1
+    assert clustered_mcnemar_p(np.ones(50), np.zeros(50, dtype=int)) == 1  # one cluster is one observation
+    assert clustered_mcnemar_p(np.array([]), np.array([], dtype=int)) == 1
+    assert math.isnan(clustered_difference_error(np.array([]), np.array([], dtype=int)))
+
+
+P_VALUES = st.lists(st.floats(0, 1) | st.sampled_from([0.0, 0.01, 0.05, 1.0]), max_size=40).map(np.array)
+
+
+@given(P_VALUES)
+def test_benjamini_hochberg_equals_statsmodels_and_scipy(p: FloatArray) -> None:
+    q = benjamini_hochberg(p)
+    if len(p):
+        assert q == pytest.approx(multipletests(p, method="fdr_bh")[1], rel=1e-12)
+        assert q == pytest.approx(false_discovery_control(p), rel=1e-12)
+    assert (q >= p).all()
+    assert (np.diff(q[np.argsort(p, kind="stable")]) >= 0).all()
+
+
+@given(P_VALUES, st.data())
+def test_benjamini_hochberg_does_not_count_what_was_not_tested(p: FloatArray, data: st.DataObject) -> None:
+    tested = np.array(data.draw(st.lists(st.booleans(), min_size=len(p), max_size=len(p))), dtype=bool)
+    q = benjamini_hochberg(np.where(tested, p, np.nan))
+    assert np.isnan(q[~tested]).all()
+    assert (q[tested] == benjamini_hochberg(p[tested])).all()
+
+
+def test_benjamini_hochberg_published() -> None:
+    """Benjamini & Hochberg 1995, section 3: of 15 p-values their procedure rejects the four smallest at 5 %."""
+    p = np.array(
+        [
+            0.0001,
+            0.0004,
+            0.0019,
+            0.0095,
+            0.0201,
+            0.0278,
+            0.0298,
+            0.0344,
+            0.0459,
+            0.3240,
+            0.4262,
+            0.5719,
+            0.6528,
+            0.7590,
+            1,
+        ]
+    )
+    assert (benjamini_hochberg(p) <= 0.05).sum() == 4
 
 
 def test_bootstrap_interval_of_a_proportion_is_the_normal_one() -> None:
