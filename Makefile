@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-all fuzz lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.update
 	$(BIN)/muscle demo
 
 test: $(VENV)/.dev
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.dev
 	$(BIN)/pytest -n 2
 
 lint: $(VENV)/.dev

@@ -65,6 +65,9 @@ def naive_update(pairs: list[tuple[Answer, Answer]]) -> dict[str, Any]:
         "btc": share(old_right - negative, old_right),
         "bec": share(both_wrong, new_wrong),
         "nfi": share(negative, new_wrong),
+        "pfi": share(positive, n - new_wrong),
+        "nfr_given_old_right": share(negative, old_right),
+        "inconsistency": share(inconsistent, n),  # one truth per item: right answers are all the same
         "churn": share(sum(old[1] != new[1] for old, new in pairs), n),
     }
 
@@ -97,6 +100,12 @@ def test_alignment_is_the_difference_of_the_two_updates(items_: list[tuple[Answe
     assert alignment is not None
     assert new.negative_flips - alignment.fixed + alignment.made == compatible.negative_flips
     assert alignment.fixed == sum(o[0] and not n[0] and c[0] for o, n, c in items_)
+    assert alignment.learnt == sum(not o[0] and not n[0] and c[0] for o, n, c in items_)
+    assert alignment.forgotten == sum(not o[0] and n[0] and not c[0] for o, n, c in items_)
+    assert alignment.inherited == sum(n[0] and not c[0] and o == c for o, n, c in items_)
+    assert alignment.update == run(columns(items_, "nc")).update.__class__(
+        **{**vars(run(columns(items_, "nc")).update), "only_old": None, "only_new": None}
+    )
     change = compatible.negative_flips - new.negative_flips
     assert alignment.delta_nfr.value == share(change, len(items_))
     assert alignment.nfr_change_percent.value == share(100 * change, new.negative_flips)
@@ -136,7 +145,7 @@ def test_swapping_old_and_new_turns_negative_into_positive_flips(items_: list[tu
 def test_doubling_every_item_keeps_every_rate(items_: list[tuple[Answer, Answer, Answer]]) -> None:
     once, twice = run(columns(items_)), run(columns(items_ * 2))
     rates = ("accuracy_old", "accuracy_new", "accuracy_change", "nfr", "pfr", "nfr_mc", "relative_nfr", "btc", "bec")
-    for name in (*rates, "nfi", "churn"):
+    for name in (*rates, "nfi", "pfi", "nfr_given_old_right", "inconsistency", "churn"):
         assert getattr(once.update, name).value == getattr(twice.update, name).value
     assert once.alignment is not None
     assert twice.alignment is not None
@@ -158,26 +167,26 @@ def test_what_always_holds(items_: list[tuple[Answer, Answer, Answer]]) -> None:
 
 def test_relative_nfr_of_the_paper() -> None:
     """HellaSwag, Llama 1 -> 2 (table 4): NFR 10.27 at accuracies 72.74 and 72.91, of 10,000 items."""
-    quadrants = Quadrants(*np.array([7274 - 1027, 7291 - (7274 - 1027), 1027, 0, 10_000 - 7291 - 1027]))
+    quadrants = Quadrants(*np.array([7274 - 1027, 0, 7291 - (7274 - 1027), 1027, 0, 10_000 - 7291 - 1027]))
     assert metrics.accuracy_new(quadrants).value == 0.7291
     assert metrics.relative_nfr(quadrants).value == pytest.approx(0.521, abs=5e-4)
 
 
 def test_independent_errors_have_a_relative_nfr_of_one() -> None:
-    quadrants = Quadrants(*np.array([48, 12, 32, 8, 0]))  # 80 % and 60 % right, independently
+    quadrants = Quadrants(*np.array([48, 0, 12, 32, 8, 0]))  # 80 % and 60 % right, independently
     assert metrics.relative_nfr(quadrants).value == 1
 
 
 def test_undefined_is_not_zero() -> None:
-    all_wrong = Quadrants(*np.array([0, 0, 0, 5, 0]))
+    all_wrong = Quadrants(*np.array([0, 0, 0, 0, 5, 0]))
     assert np.isnan(metrics.btc(all_wrong).value)
     assert metrics.nfr(all_wrong).value == 0
-    no_flips = AlignmentCells(*np.array([0, 0, 3, 0, 0, 7]))
+    no_flips = AlignmentCells(*np.array([0, 0, 3, 0, 0, 0, 7]))
     assert np.isnan(metrics.nfr_change_percent(no_flips).value)
     assert metrics.delta_nfr(no_flips).value == 0.3
 
 
 def test_measures_take_arrays_of_counts() -> None:
-    draws = Quadrants(*np.array([[1, 2], [0, 1], [1, 0], [0, 1], [0, 0]]))
+    draws = Quadrants(*np.array([[1, 2], [0, 0], [0, 1], [1, 0], [0, 1], [0, 0]]))
     assert metrics.nfr(draws).value.tolist() == [0.5, 0.0]
     assert metrics.accuracy_change(draws).value.tolist() == [-0.5, 0.25]

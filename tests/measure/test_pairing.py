@@ -38,9 +38,12 @@ def test_answers_that_differ_in_number_format_only(write_rows: WriteRows) -> Non
     comparison = compare(old, new)
     assert comparison.update.both_wrong_different == 6
     assert comparison.notes[0] == (
-        "answer pairs of old and new that differ only in number format, and count as different: 2 ('18.0', '18')"
+        "answer pairs of old and new that differ only in number format, and count as different unless "
+        "--numeric-answers is given: 2 ('0', '1')"
     )
     assert len(comparison.notes) == 2
+    asked = compare(old, new, numeric=True)
+    assert (asked.update.both_wrong_different, len(asked.notes)) == (4, 1)
 
 
 def test_items_on_one_side_only_are_counted_and_shown(write_rows: WriteRows) -> None:
@@ -82,7 +85,7 @@ def test_three_logs_share_one_set_of_items(write_rows: WriteRows) -> None:
     assert (comparison.update.negative_flips, comparison.compatible.negative_flips) == (1, 1)
     assert (comparison.alignment.fixed, comparison.alignment.made, comparison.alignment.mid_p) == (1, 1, 0.75)
     assert comparison.update.unscored == comparison.compatible.unscored == 1
-    assert "items of old and new left out because compatible lacks them: 1" in comparison.notes
+    assert "items of old and new left out because another log lacks them: 1" in comparison.notes
 
 
 def test_tasks_that_only_one_log_has(tmp_path: Path, write_rows: WriteRows) -> None:
@@ -156,3 +159,73 @@ def test_one_id_for_different_items_is_warned_of(
 def test_a_table_and_a_samples_log_can_be_compared(write_rows: WriteRows) -> None:
     table = write_rows("new.jsonl", [{"id": "0", "correct": False, "answer": "y", "target": "t"}])
     assert compare(lm_eval(write_rows, "old.jsonl"), table).update.negative_flips == 1
+
+
+def test_missing_items_as_an_error(write_rows: WriteRows) -> None:
+    old, new = write_rows("old.jsonl", rows(a=1, b=1)), write_rows("new.jsonl", rows(a=1))
+    with pytest.raises(PairingError, match=r"ids of old that new lacks: 1 of 2 \('b'\); evaluate the missing"):
+        compare(old, new, missing="error")
+    assert compare(new, new, missing="error").update.n == 1
+
+
+def test_missing_items_as_wrong_answers(write_rows: WriteRows) -> None:
+    old = write_rows("old.jsonl", rows(a=1, b=1, c=0, d=None))
+    new = write_rows("new.jsonl", rows(a=1, e=1))
+    comparison = compare(old, new, missing="wrong")
+    update = comparison.update
+    assert (update.n, update.unscored, update.only_old, update.only_new) == (4, 1, 3, 1)
+    assert (update.both_right, update.negative_flips, update.positive_flips, update.both_wrong) == (1, 1, 1, 1)
+    assert "items that a log lacks count as wrong there (--missing wrong)" in comparison.notes
+
+
+def test_missing_tasks_as_an_error(tmp_path: Path, write_rows: WriteRows) -> None:
+    for file in ("old/x.jsonl", "old/y.jsonl", "new/x.jsonl"):
+        write_rows(file, rows(a=1))
+    with pytest.raises(PairingError, match=r"tasks of old left out .*: 'y'; evaluate them, or choose --missing drop"):
+        compare(tmp_path / "old", tmp_path / "new", missing="error")
+
+
+def test_what_unscored_items_could_do_to_the_nfr(write_rows: WriteRows) -> None:
+    """a flips for certain; b, c and d may; e cannot, whatever its missing outcome is."""
+    old = write_rows("old.jsonl", rows(a=1, b=1, c=None, d=None, e=0, f=1))
+    new = write_rows("new.jsonl", rows(a=0, b=None, c=None, d=0, e=None, f=1))
+    update = compare(old, new).update
+    assert (update.n, update.unscored, update.nfr.value) == (2, 4, 0.5)
+    assert update.nfr_bounds == (1 / 6, 4 / 6)
+
+
+def draws(**outcomes: str) -> list[dict[str, Any]]:
+    return [
+        {"id": item, "draw": draw, "correct": int(outcome), "answer": outcome}
+        for item, column in outcomes.items()
+        for draw, outcome in enumerate(column, 1)
+        if outcome in "01"
+    ]
+
+
+def test_draws_pair_by_their_number(write_rows: WriteRows) -> None:
+    old = write_rows("old.jsonl", draws(a="110", b="000"))
+    new = write_rows("new.jsonl", draws(a="011", b="001"))
+    comparison = compare(old, new)
+    update = comparison.update
+    assert (update.n, update.negative_flips, update.positive_flips, update.both_right) == (6, 1, 2, 1)
+    assert (comparison.cluster, comparison.clusters, update.mcnemar_mid_p) == ("id", 2, None)
+    assert comparison.repeats is not None
+    assert (comparison.repeats.items, comparison.repeats.fewest_draws) == (2, 3)
+
+
+def test_more_draws_in_one_log_count_for_reliable_changes_only(write_rows: WriteRows) -> None:
+    old = write_rows("old.jsonl", draws(a="1" * 10, b="0" * 10))
+    new = write_rows("new.jsonl", draws(a="0" * 12, b="0" * 12))
+    comparison = compare(old, new, missing="wrong")
+    assert (comparison.update.n, comparison.update.negative_flips, comparison.update.only_new) == (20, 10, 0)
+    assert "draws without a partner in every log: 4; only the test for reliable changes uses them" in comparison.notes
+    assert comparison.repeats is not None
+    assert (comparison.repeats.reliable_regressions, comparison.repeats.reliable_gains) == (1, 0)
+
+
+def test_draws_of_one_log_against_single_answers(write_rows: WriteRows) -> None:
+    """The one answer pairs with the first draw, whatever number the log gives that."""
+    old = write_rows("old.jsonl", rows(a=1))
+    comparison = compare(old, write_rows("new.jsonl", draws(a="01")))
+    assert (comparison.update.n, comparison.update.negative_flips) == (1, 1)

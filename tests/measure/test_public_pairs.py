@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from muscle.measure import Update, compare
+from muscle.measure.logs import OpenLog
+from muscle.measure.logs.rows import Selection
 
+WINOGRANDE = "lmeval_0.3_winogrande_llama2_7b_vs_13b"
 MMLU = "lmeval_0.4.12_mmlu_qwen2.5_0shot_vs_5shot"
 GEMMA = "lmeval_0.4.9_gemma3_base_vs_tuned"
 GSM8K = "gsm8k_openai_solutions"
@@ -30,6 +33,23 @@ def assert_equals_expected(update: Update, want: dict[str, Any]) -> None:
     assert {name: getattr(update, name).value for name in rates} == {n: want[theirs] for n, theirs in rates.items()}
     assert update.unscored == 0
     assert update.mcnemar_mid_p < want["mcnemar_exact_p"]
+
+
+@pytest.mark.parametrize(("old", "new"), [("llama-2-7b", "llama-2-13b"), ("llama-2-13b", "llama-2-7b")])
+@pytest.mark.parametrize("file", ["", "winogrande_write_out_info.json"])
+def test_winogrande_by_the_old_harness(data: Path, old: str, new: str, file: str) -> None:
+    folder = data / "logs" / WINOGRANDE
+    comparison = compare(folder / old / file, folder / new / file)
+    assert_equals_expected(comparison.update, expected(data, WINOGRANDE, f"{old} -> {new}"))
+    assert list(comparison.tasks) == ["winogrande"]
+    assert comparison.notes == ()
+
+
+def test_winogrande_s_predictions_agree_with_its_outcomes(data: Path) -> None:
+    """The predicted index is the true one exactly where the harness says so."""
+    for folder in (data / "logs" / WINOGRANDE).glob("llama*"):
+        for row in OpenLog(folder, Selection()).rows():
+            assert ((row.answer,) == row.targets) == (row.correct == 1)
 
 
 def test_mmlu_pooled_and_by_task(data: Path) -> None:

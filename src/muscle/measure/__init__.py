@@ -1,9 +1,9 @@
-"""Measuring: what changed for users between the evaluation logs of an old and a new model.
+"""Measuring: from evaluation logs to a Comparison. Needs no torch, and never imports `muscle.update`.
 
-Logs are read (`logs`), paired by id (`pairing`), counted (`metrics`, `statistics`), gathered in one object
-(`comparison`) and shown (`report`). Called `measure` because `muscle.compare` is the function itself.
+One way: logs -> pairing -> metrics and statistics -> measures -> comparison -> report, gate.
 """
 
-from muscle.measure.comparison import Alignment, Comparison, Estimate, Update, compare
+from muscle.measure.comparison import compare
+from muscle.measure.results import Alignment, Comparison, Estimate, Measures, Smooth, Update
 
-__all__ = ["Alignment", "Comparison", "Estimate", "Update", "compare"]
+__all__ = ["Alignment", "Comparison", "Estimate", "Measures", "Smooth", "Update", "compare"]

@@ -1,245 +1,204 @@
-"""One comparison of two or three logs: the object that every report shows. Its fields are the JSON schema's names."""
+"""Compare the logs of an old and a new model: read, pair, measure."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TypedDict, Unpack
 
 import numpy as np
 
-from muscle.measure import logs, metrics
-from muscle.measure.metrics import AlignmentCells, Quadrants, Ratio
-from muscle.measure.pairing import Outcomes, TaskOutcomes, pair
-from muscle.measure.predictions import Log
-from muscle.measure.statistics import (
-    RESAMPLES,
-    FloatArray,
-    Interval,
-    mcnemar_mid_p,
-    percentile_interval,
-    wilson_interval,
-)
+from muscle.errors import MuscleError, quoted
+from muscle.measure.logs import OpenLog, Source
+from muscle.measure.logs.rows import Duplicates, Selection
+from muscle.measure.measures import Pool, Settings, measure
+from muscle.measure.pairing import Item, Missing, PairedTask, pair
+from muscle.measure.predictions import Log, Texts
+from muscle.measure.repeats import ADVISED_DRAWS, Draws, Repeats
+from muscle.measure.results import Comparison, Input, Measures, Slice, Update
+from muscle.measure.statistics import CONFIDENCE, RESAMPLES, IntArray, benjamini_hochberg
+
+FEW_CLUSTERS = 40
+_MANY_VALUES = 1000
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A measure with its 95 % interval. None is undefined, which is not 0."""
+class Reading(TypedDict, total=False):
+    """What to read of each log, where it offers a choice; the fields of `logs.rows.Selection`, which explains them."""
 
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
-class Update:
-    """What users see when the old model is replaced: all counts and rates of one model update.
-
-    Counts and rates are over the `n` paired and scored items. Intervals are Wilson's for shares of items, and bootstrap
-    for `accuracy_change` and `relative_nfr`.
-    """
-
-    n: int
-    unscored: int
-    """Paired items that a log does not score; in no other number here."""
-    only_old: int
-    only_new: int
-    missing_answers_old: int
-    missing_answers_new: int
-    both_right: int
-    positive_flips: int
-    negative_flips: int
-    both_wrong: int
-    both_wrong_different: int
-    """Of both_wrong, those with a different wrong answer."""
-    accuracy_old: Estimate
-    accuracy_new: Estimate
-    accuracy_change: Estimate
-    nfr: Estimate
-    pfr: Estimate
-    nfr_mc: Estimate
-    relative_nfr: Estimate
-    btc: Estimate
-    bec: Estimate
-    nfi: Estimate
-    churn: Estimate
-    """Share of items whose answer changed, right or wrong."""
-    mcnemar_mid_p: float
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """What the compatible model changes against the new one (paper, section 3), on the items of both updates."""
-
-    n: int
-    delta_nfr: Estimate
-    nfr_change_percent: Estimate
-    delta_accuracy: Estimate
-    fixed: int
-    """Negative flips of the new model that the compatible one does not make."""
-    made: int
-    """Negative flips that only the compatible model makes."""
-    mid_p: float
-    """McNemar mid-p of fixed against made."""
-
-
-@dataclass(frozen=True)
-class TaskComparison:
-    """The measures of one task."""
-
-    update: Update
-    """Old to new."""
-    compatible: Update | None
-    """Old to compatible; its fields named `new` are the compatible model's. None with two logs."""
-    alignment: Alignment | None
-    """New to compatible; None with two logs."""
-
-
-@dataclass(frozen=True)
-class Input:
-    """Where one model's predictions come from."""
-
-    path: str
-    format: str
-    rows: int
-    sha256: str
-    metric: Mapping[str, str | None]
-    """By task."""
-    filter: Mapping[str, str | None]
-    """By task."""
-
-
-@dataclass(frozen=True)
-class Comparison(TaskComparison):
-    """The measures of all tasks pooled, each task's own, and everything needed to get them again."""
-
-    tasks: Mapping[str, TaskComparison]
-    """By name; also where there is only one."""
-    inputs: Mapping[str, Input]
-    """By role: old, new and, with three logs, compatible."""
-    seed: int
-    resamples: int
-    notes: tuple[str, ...]
-    """What a reader of the numbers should know: items left out, choices made, doubts."""
+    format: str | None
+    metric: str | None
+    filter: str | None
+    score: str | None
+    text_score: str | None
+    columns: Mapping[str, str]
+    numeric: bool
+    duplicates: Duplicates
 
 
 def compare(
-    old: str | Path,
-    new: str | Path,
-    compatible: str | Path | None = None,
+    old: Source,
+    new: Source,
+    compatible: Source | None = None,
     *,
-    metric: str | None = None,
-    filter: str | None = None,  # noqa: A002  # the flag's and lm-eval's own name
+    repeat: Source | None = None,
+    controls: Mapping[str, Source] | None = None,
+    slices: Sequence[str] = (),
+    cluster: str | None = None,
+    missing: Missing = "drop",
+    tolerance: float = 0.0,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
+    **reading: Unpack[Reading],
 ) -> Comparison:
     """Compare the evaluation logs of an old and a new model, item by item.
 
+    A log is a file, a folder whose files together are one model's log, "-" for standard input, a data frame (polars,
+    pandas), a `datasets` object, or a list of dicts. All logs are measured on the items that every one of them has.
+
     Args:
-        old: File or folder of the old model's log.
-        new: The new model's.
-        compatible: The compatible model's, to see what its training gave; then all three share one set of items.
-        metric: The lm-eval metric that says right or wrong; None takes each task's first.
-        filter: The lm-eval filter whose rows to read; None takes each task's first.
+        old: Log of the old model.
+        new: Log of the new one.
+        compatible: Log of the compatible model, to see what its training gave.
+        repeat: Log of the old model drawn or trained once more: the flips between the two are the floor of noise.
+        controls: Logs of further models by name, each compared with the old one.
+        slices: Columns whose values divide the items; of a table by name, elsewhere a dotted path such as doc.subject.
+        cluster: Column whose equal values mark items that depend on each other; several draws of an item always do.
+        missing: What to do with an item that some log lacks: "error", "drop", or count it as "wrong" there.
+        tolerance: Changes of a score up to this size, >= 0, are neither gain nor regression.
+        confidence: Of every interval, two-sided, in (0, 1).
         seed: Seed of the bootstrap, >= 0.
+        **reading: What to read of each log: format, metric, filter, score, text_score, columns, numeric, duplicates.
 
     Raises:
         LogError: A log cannot be read.
         PairingError: The logs hold nothing that can be compared.
+        MuscleError: The arguments do not fit together.
     """
-    paths = {"old": old, "new": new} | ({"compatible": compatible} if compatible is not None else {})
-    read = {role: logs.read(path, metric=metric, filter_name=filter) for role, path in paths.items()}
-    pairing = pair(read["old"], read["new"], read.get("compatible"))
-    total = _measure(list(pairing.tasks.values()), seed)
-    notes = [f"{role}: {note}" for role, log in read.items() for note in log.notes]
+    labels = tuple(dict.fromkeys([*slices, *([cluster] if cluster else [])]))
+    selection = Selection(**reading, labels=labels)
+    sources = _by_role(old, new, compatible, repeat, controls or {})
+    opened = {role: OpenLog(source, _for_role(selection, role, sources)) for role, source in sources.items()}
+    logs = {role: log.read() for role, log in opened.items()}
+    _check_labels(logs, labels)
+    pairing = pair(logs, missing, numeric=selection.numeric)
+    settings = Settings(confidence, seed, tolerance)
+    drawn = any(task.asked for task in pairing.tasks)
+    clustering = cluster or ("id" if drawn else None)
+    codes = _clusters(pairing.tasks, cluster) if clustering else None
+    pool = Pool.of(pairing.tasks, codes)
+    total = measure(pool, controls or {}, settings)
+    tasks = [total]
+    if len(pairing.tasks) > 1:
+        tasks = [
+            measure(Pool.of([task], None if codes is None else [codes[i]]), controls or {}, settings)
+            for i, task in enumerate(pairing.tasks)
+        ]
+    clusters = None if pool.clusters is None else len(np.unique(pool.clusters))
+    notes = [f"{role}: {note}" for role, log in logs.items() for note in log.notes]
+    repeats = _repeats(pairing.tasks) if drawn else None
     return Comparison(
-        update=total.update,
-        compatible=total.compatible,
-        alignment=total.alignment,
-        tasks={name: _measure([task], seed) for name, task in pairing.tasks.items()},
-        inputs={role: _input(log) for role, log in read.items()},
+        total=total,
+        tasks=dict(zip((task.task for task in pairing.tasks), tasks, strict=True)),
+        slices=_slices(pairing.tasks, pool, slices, controls or {}, settings),
+        repeats=repeats,
+        inputs={role: _input(log) for role, log in logs.items()},
+        cluster=clustering,
+        clusters=clusters,
+        missing=missing,
+        confidence=confidence,
         seed=seed,
         resamples=RESAMPLES,
-        notes=(*notes, *pairing.notes, *_answer_notes(total)),
+        notes=(*notes, *pairing.notes, *_answer_notes(total), *_noise_notes(clusters, repeats)),
+        items=pairing.tasks,
+        texts=_Texts(opened, logs, pairing.tasks),
     )
 
 
-def _measure(tasks: Sequence[TaskOutcomes], seed: int) -> TaskComparison:
-    """Measure tasks as one: their items are pooled, so that a task weighs as much as it has items."""
-    update = [task.update for task in tasks]
-    compatible = [task.compatible for task in tasks if task.compatible]
-    return TaskComparison(
-        update=_update(update, seed),
-        compatible=_update(compatible, seed) if compatible else None,
-        alignment=_alignment(update, compatible, seed) if compatible else None,
+def _by_role(
+    old: Source, new: Source, compatible: Source | None, repeat: Source | None, controls: Mapping[str, Source]
+) -> dict[str, Source]:
+    sources = {"old": old, "new": new}
+    sources |= {"compatible": compatible} if compatible is not None else {}
+    sources |= {"repeat": repeat} if repeat is not None else {}
+    if taken := [name for name in controls if name in ("old", "new", "compatible", "repeat")]:
+        raise MuscleError(f"a control cannot be named {quoted(taken[0])}; that is the name of a role")
+    if [source for source in (*sources.values(), *controls.values()) if isinstance(source, str)].count("-") > 1:
+        raise MuscleError("only one log can come from standard input (-); write the others to files")
+    return {**sources, **controls}
+
+
+def _for_role(selection: Selection, role: str, roles: Collection[str]) -> Selection:
+    """The selection for one log: a column named "new:answer" is that of the new log alone."""
+    columns = {name: theirs for name, theirs in selection.columns.items() if ":" not in name}
+    for name in selection.columns.keys() - columns.keys():
+        whose, _, ours = name.rpartition(":")
+        if whose not in roles:
+            raise MuscleError(
+                f"column {quoted(name)}: no log is called {quoted(whose)}; choose among {', '.join(roles)}"
+            )
+        if whose == role:
+            columns[ours] = selection.columns[name]
+    return replace(selection, columns=columns)
+
+
+def _check_labels(logs: Mapping[str, Log], labels: Sequence[str]) -> None:
+    for column in labels:
+        held = (task.labels[column] for log in logs.values() for task in log.tasks.values())
+        if not any(value is not None for values in held for value in values):
+            remedy = "name a column of the table, or a path into a row such as doc.subject"
+            raise MuscleError(f"no log has anything in {quoted(column)}; {remedy}")
+
+
+def _clusters(tasks: Sequence[PairedTask], column: str | None) -> list[IntArray]:
+    """The cluster of each item as a number, by task: equal values of the column, or draws of one item of a task."""
+    numbers: dict[object, int] = {}
+    codes = []
+    for task in tasks:
+        values: Iterator[object]
+        if column is None:
+            values = ((task.task, item) for item in task.ids)
+        else:  # an item without a value stands for itself
+            cells = zip(task.labels[column], task.ids, strict=True)
+            values = ((task.task, item) if value is None else value for value, item in cells)
+        codes.append(np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64))
+    return codes
+
+
+def _slices(
+    tasks: Sequence[PairedTask], pool: Pool, columns: Sequence[str], controls: Mapping[str, Source], settings: Settings
+) -> list[Slice]:
+    """Every value of every column, in order of appearance, with p-values adjusted over all of them."""
+    parts: list[tuple[str, str | None, Measures]] = []
+    for column in columns:
+        values = [value for task in tasks for value in task.labels[column]]
+        names = {value: code for code, value in enumerate(dict.fromkeys(values))}
+        if len(names) > _MANY_VALUES:
+            raise MuscleError(
+                f"{column} has {len(names)} different values; slice by a column with fewer than {_MANY_VALUES}"
+            )
+        codes = np.array([names[value] for value in values])
+        parts += [
+            (column, value, measure(pool.part(np.flatnonzero(codes == code)), controls, settings))
+            for value, code in names.items()
+        ]
+    p = np.array([_p_value(measures.update) for _, _, measures in parts])
+    adjusted = [None if np.isnan(q) else float(q) for q in benjamini_hochberg(p)]
+    return [Slice(*part, q_value=q) for part, q in zip(parts, adjusted, strict=True)]
+
+
+def _p_value(update: Update) -> float:
+    """The p-value of old against new; NaN where there is nothing to test."""
+    p = update.mcnemar_mid_p if update.clustered_p is None else update.clustered_p
+    return np.nan if p is None or not update.n else p
+
+
+def _repeats(tasks: Sequence[PairedTask]) -> Repeats:
+    old, new = (
+        Draws(
+            np.concatenate([task.asked[role].right for task in tasks if task.asked]),
+            np.concatenate([task.asked[role].total for task in tasks if task.asked]),
+        )
+        for role in ("old", "new")
     )
-
-
-def _update(tasks: Sequence[Outcomes], seed: int) -> Update:
-    answers_differ = np.concatenate([task.answers_differ for task in tasks])
-    q = Quadrants.count(
-        np.concatenate([task.old_correct for task in tasks]),
-        np.concatenate([task.new_correct for task in tasks]),
-        answers_differ,
-    )
-    draws = q.resample(seed)
-    changed = Ratio(np.asarray(np.count_nonzero(answers_differ)), q.n)
-    return Update(
-        n=int(q.n),
-        unscored=sum(task.unscored for task in tasks),
-        only_old=sum(task.only_old for task in tasks),
-        only_new=sum(task.only_new for task in tasks),
-        missing_answers_old=sum(task.missing_answers_old for task in tasks),
-        missing_answers_new=sum(task.missing_answers_new for task in tasks),
-        both_right=int(q.both_right),
-        positive_flips=int(q.positive_flips),
-        negative_flips=int(q.negative_flips),
-        both_wrong=int(q.both_wrong),
-        both_wrong_different=int(q.both_wrong_different),
-        accuracy_old=_share(metrics.accuracy_old(q)),
-        accuracy_new=_share(metrics.accuracy_new(q)),
-        accuracy_change=_bootstrapped(metrics.accuracy_change(q), metrics.accuracy_change(draws)),
-        nfr=_share(metrics.nfr(q)),
-        pfr=_share(metrics.pfr(q)),
-        nfr_mc=_share(metrics.nfr_mc(q)),
-        relative_nfr=_bootstrapped(metrics.relative_nfr(q), metrics.relative_nfr(draws)),
-        btc=_share(metrics.btc(q)),
-        bec=_share(metrics.bec(q)),
-        nfi=_share(metrics.nfi(q)),
-        churn=_share(changed),
-        mcnemar_mid_p=mcnemar_mid_p(int(q.negative_flips), int(q.positive_flips)),
-    )
-
-
-def _alignment(update: Sequence[Outcomes], compatible: Sequence[Outcomes], seed: int) -> Alignment:
-    cells = AlignmentCells.count(
-        np.concatenate([task.old_correct for task in update]),
-        np.concatenate([task.new_correct for task in update]),
-        np.concatenate([task.new_correct for task in compatible]),
-    )
-    draws = cells.resample(seed)
-    return Alignment(
-        n=int(cells.n),
-        delta_nfr=_bootstrapped(metrics.delta_nfr(cells), metrics.delta_nfr(draws)),
-        nfr_change_percent=_bootstrapped(metrics.nfr_change_percent(cells), metrics.nfr_change_percent(draws)),
-        delta_accuracy=_bootstrapped(metrics.delta_accuracy(cells), metrics.delta_accuracy(draws)),
-        fixed=int(cells.fixed),
-        made=int(cells.made),
-        mid_p=mcnemar_mid_p(int(cells.fixed), int(cells.made)),
-    )
-
-
-def _share(ratio: Ratio) -> Estimate:
-    """A share of items, with Wilson's interval."""
-    return _estimate(ratio.value, wilson_interval(int(ratio.numerator), int(ratio.denominator)))
-
-
-def _bootstrapped(observed: Ratio, draws: Ratio) -> Estimate:
-    return _estimate(observed.value, percentile_interval(draws.value))
-
-
-def _estimate(value: FloatArray, interval: Interval | None) -> Estimate:
-    if np.isnan(value):
-        return Estimate(None, None, None)
-    low, high = interval or (None, None)
-    return Estimate(float(value), low, high)
+    return Repeats.summarise(old, new)
 
 
 def _input(log: Log) -> Input:
@@ -250,10 +209,11 @@ def _input(log: Log) -> Input:
         sha256=log.sha256,
         metric={name: task.metric for name, task in log.tasks.items()},
         filter={name: task.filter for name, task in log.tasks.items()},
+        score={name: task.score for name, task in log.tasks.items()},
     )
 
 
-def _answer_notes(total: TaskComparison) -> list[str]:
+def _answer_notes(total: Measures) -> list[str]:
     """What missing answers do to the measures that look at answers (NFR_mc and churn)."""
     missing = {"old": total.update.missing_answers_old, "new": total.update.missing_answers_new}
     if total.compatible:
@@ -264,3 +224,37 @@ def _answer_notes(total: TaskComparison) -> list[str]:
         return ["the logs hold no answers, so wrong answers count as the same: NFR_mc equals NFR and churn is 0"]
     counts = ", ".join(f"{count} in {role}" for role, count in missing.items())
     return [f"missing answers: {counts}; missing counts as an answer of its own"]
+
+
+def _noise_notes(clusters: int | None, repeats: Repeats | None) -> list[str]:
+    notes = []
+    if clusters is not None and clusters < FEW_CLUSTERS:
+        notes.append(
+            f"WARNING: only {clusters} clusters: intervals and tests by cluster are too narrow below {FEW_CLUSTERS}"
+        )
+    if repeats is not None and repeats.fewest_draws < ADVISED_DRAWS:
+        notes.append(
+            f"only {repeats.fewest_draws} draws of some items: reliable changes are hard to find below {ADVISED_DRAWS}"
+        )
+    return notes
+
+
+class _Texts:
+    """Fetches texts from the logs once more, since they are not kept."""
+
+    def __init__(self, opened: Mapping[str, OpenLog], logs: Mapping[str, Log], tasks: Sequence[PairedTask]) -> None:
+        self._opened = opened
+        # A lone task may have another name in its log, or none.
+        self._names = {
+            role: {tasks[0].task: next(iter(log.tasks))} if len(log.tasks) == len(tasks) == 1 else {}
+            for role, log in logs.items()
+        }
+
+    def __call__(self, wanted: Mapping[str, set[Item]]) -> Mapping[str, Mapping[tuple[str, Item], Texts]]:
+        found = {}
+        for role, log in self._opened.items():
+            names = self._names[role]
+            theirs = {names.get(task, task): items for task, items in wanted.items()}
+            ours = {name: task for task, name in names.items()}
+            found[role] = {(ours.get(task, task), item): texts for (task, item), texts in log.texts(theirs).items()}
+        return found

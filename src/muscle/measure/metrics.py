@@ -4,58 +4,69 @@ Counts are integer arrays of one shape: () for the observed items, (R,) for R bo
 interval come from the same formula.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muscle.measure.statistics import FloatArray, IntArray, multinomial_draws
+from muscle.measure.resampling import cluster_cell_draws
+from muscle.measure.statistics import RESAMPLES, FloatArray, IntArray, multinomial_draws
 
 BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Counts of disjoint kinds of items; every item is of exactly one kind."""
+    """Counts of disjoint kinds of items; every item is of exactly one kind, whose code is the field's place."""
 
     @property
     def n(self) -> IntArray:
         """Number of items."""
         return np.asarray(sum(astuple(self)), dtype=np.int64)
 
-    def resample(self, seed: int) -> Self:
-        """Bootstrap over items: the same kinds, each count an (R,) array."""
-        return type(self)(*multinomial_draws(np.array(astuple(self), dtype=np.int64), seed))
+    @classmethod
+    def count(cls, codes: IntArray) -> Self:
+        """Count items from (N,) codes, which `codes` of the subclass makes."""
+        return cls(*(np.asarray(count) for count in np.bincount(codes, minlength=len(fields(cls)))))
+
+    @classmethod
+    def draws(cls, codes: IntArray, clusters: IntArray | None, seed: int, resamples: int = RESAMPLES) -> Self:
+        """Bootstrap over items, or over clusters of them where (N,) clusters are given: each count is an (R,) array."""
+        if clusters is None:
+            return cls(*multinomial_draws(np.bincount(codes, minlength=len(fields(cls))), seed, resamples))
+        return cls(*cluster_cell_draws(codes, len(fields(cls)), clusters, seed, resamples))
 
 
 @dataclass(frozen=True)
 class Quadrants(Cells):
-    """The four quadrants of a model update (paper, figure 2), the last one split by whether the answer changed."""
+    """The four quadrants of a model update (paper, figure 2), two of them split by whether the answer changed."""
 
-    both_right: IntArray
+    both_right_same: IntArray
+    both_right_different: IntArray
     positive_flips: IntArray
     negative_flips: IntArray
     both_wrong_same: IntArray
     both_wrong_different: IntArray
 
-    @classmethod
-    def count(cls, old_correct: BoolArray, new_correct: BoolArray, answers_differ: BoolArray) -> Self:
-        """Count items.
+    @staticmethod
+    def codes(old_correct: BoolArray, new_correct: BoolArray, answers_differ: BoolArray) -> IntArray:
+        """Kind of each item, (N,).
 
         Args:
             old_correct: (N,) whether the old model is right.
             new_correct: (N,) whether the new model is right.
             answers_differ: (N,) whether the two gave different answers.
         """
-        both_wrong = ~old_correct & ~new_correct
-        return cls(
-            both_right=_count(old_correct & new_correct),
-            positive_flips=_count(~old_correct & new_correct),
-            negative_flips=_count(old_correct & ~new_correct),
-            both_wrong_same=_count(both_wrong & ~answers_differ),
-            both_wrong_different=_count(both_wrong & answers_differ),
-        )
+        both_right, both_wrong = old_correct & new_correct, ~old_correct & ~new_correct
+        gained, lost = ~old_correct & new_correct, old_correct & ~new_correct
+        kinds = [both_right & ~answers_differ, both_right, gained, lost, both_wrong & ~answers_differ]
+        return np.select(kinds, range(5), 5).astype(np.int64)
+
+    @property
+    def both_right(self) -> IntArray:
+        """Items that both models get right."""
+        return self.both_right_same + self.both_right_different
 
     @property
     def both_wrong(self) -> IntArray:
@@ -90,23 +101,35 @@ class AlignmentCells(Cells):
     """Old and new right, compatible wrong: a negative flip that the new model does not have."""
     learnt: IntArray
     """Old and new wrong, compatible right."""
-    forgotten: IntArray
-    """Old wrong, new right, compatible wrong."""
+    inherited: IntArray
+    """Old wrong, new right, compatible wrong with the old model's answer."""
+    otherwise_forgotten: IntArray
+    """Old wrong, new right, compatible wrong in another way."""
     unchanged: IntArray
     """Every other item: new and compatible are right together, or wrong together where old was wrong."""
 
-    @classmethod
-    def count(cls, old_correct: BoolArray, new_correct: BoolArray, compatible_correct: BoolArray) -> Self:
-        """Count items; each argument is (N,), whether that model is right."""
+    @staticmethod
+    def codes(
+        old_correct: BoolArray, new_correct: BoolArray, compatible_correct: BoolArray, answers_differ: BoolArray
+    ) -> IntArray:
+        """Kind of each item, (N,).
+
+        Args:
+            old_correct: (N,) whether the old model is right.
+            new_correct: (N,) whether the new model is right.
+            compatible_correct: (N,) whether the compatible model is right.
+            answers_differ: (N,) whether old and compatible gave different answers.
+        """
         old, new, compatible = old_correct, new_correct, compatible_correct
-        return cls(
-            fixed=_count(old & ~new & compatible),
-            kept=_count(old & ~new & ~compatible),
-            made=_count(old & new & ~compatible),
-            learnt=_count(~old & ~new & compatible),
-            forgotten=_count(~old & new & ~compatible),
-            unchanged=_count(~(old & ~new) & (new == compatible)),
-        )
+        forgotten = ~old & new & ~compatible
+        fixed, made, learnt = old & ~new & compatible, old & new & ~compatible, ~old & ~new & compatible
+        kinds = [fixed, old & ~new, made, learnt, forgotten & ~answers_differ, forgotten]
+        return np.select(kinds, range(6), 6).astype(np.int64)
+
+    @property
+    def forgotten(self) -> IntArray:
+        """Old wrong, new right, compatible wrong."""
+        return self.inherited + self.otherwise_forgotten
 
 
 @dataclass(frozen=True)
@@ -154,6 +177,16 @@ def nfr_mc(q: Quadrants) -> Ratio:
     return Ratio(q.negative_flips + q.both_wrong_different, q.n)
 
 
+def nfr_given_old_right(q: Quadrants) -> Ratio:
+    """1 - BTC: share of the items the old model had right that became wrong; some tools call this the NFR."""
+    return Ratio(q.negative_flips, q.old_right)
+
+
+def inconsistency(q: Quadrants) -> Ratio:
+    """NFR_mc for several truths per item: a switch between two right answers counts as well (paper, section 3)."""
+    return Ratio(q.negative_flips + q.both_wrong_different + q.both_right_different, q.n)
+
+
 def relative_nfr(q: Quadrants) -> Ratio:
     """NFR over the NFR that independent errors would give: NFR / ((1 - err_old) err_new) (Yan et al. 2021, eq. 11).
 
@@ -177,6 +210,11 @@ def nfi(q: Quadrants) -> Ratio:
     return Ratio(q.negative_flips, q.new_wrong)
 
 
+def pfi(q: Quadrants) -> Ratio:
+    """Positive flip impact: share of the new model's right answers that are positive flips = PFR / accuracy_new."""
+    return Ratio(q.positive_flips, q.new_right)
+
+
 def delta_nfr(cells: AlignmentCells) -> Ratio:
     """dNFR_c = NFR_c - NFR: the compatible model's NFR minus the new model's (paper, section 3); below 0 is better."""
     return Ratio(cells.made - cells.fixed, cells.n)
@@ -190,7 +228,3 @@ def nfr_change_percent(cells: AlignmentCells) -> Ratio:
 def delta_accuracy(cells: AlignmentCells) -> Ratio:
     """Accuracy of the compatible model minus that of the new one."""
     return Ratio(cells.fixed + cells.learnt - cells.made - cells.forgotten, cells.n)
-
-
-def _count(items: BoolArray) -> IntArray:
-    return np.asarray(np.count_nonzero(items), dtype=np.int64)

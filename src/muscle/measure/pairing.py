@@ -1,66 +1,75 @@
-"""Which items of two or three logs are the same: the only place that aligns ids."""
+"""Which items of several logs are the same: the only place that aligns ids."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from muscle.errors import PairingError, quoted
-from muscle.measure.metrics import BoolArray
-from muscle.measure.predictions import RIGHT, UNSCORED, Log, Predictions
+from muscle.measure.predictions import MISSING, RIGHT, UNSCORED, WRONG, Log, Predictions
+from muscle.measure.repeats import Draws
+
+Item = tuple[str, int]
+"""The id of an item and the number of the draw, 0 where it was asked once."""
+Missing = Literal["error", "drop", "wrong"]
+"""What becomes of an item that some log lacks: refuse to compare, leave it out, or count it as answered wrong there."""
 
 _EXAMPLES = 3
+_Cell = TypeVar("_Cell", bound=np.generic)
 
 
 @dataclass(frozen=True)
-class Outcomes:
-    """An old and a new model on the same scored items of one task, in columns."""
+class PairedTask:
+    """The items of one task that every log has, in columns: row i is the same item (and draw) for every role."""
 
-    old_correct: BoolArray
+    task: str
+    ids: list[str]
+    draws: NDArray[np.int32]
     """(N,)"""
-    new_correct: BoolArray
-    """(N,)"""
-    answers_differ: BoolArray
-    """(N,) missing against present differs, missing against missing does not."""
-    missing_answers_old: int
-    missing_answers_new: int
-    unscored: int
-    """Paired items left out because a log does not score them."""
-    only_old: int
-    """Items of the old log that the new one does not have."""
-    only_new: int
+    correct: Mapping[str, NDArray[np.int8]]
+    """By role: (N,) RIGHT, WRONG or UNSCORED."""
+    answers: Mapping[str, NDArray[np.int64]]
+    """By role: (N,) keys of the answers; equal keys are equal answers, MISSING is none."""
+    scores: Mapping[str, NDArray[np.float64]]
+    """By role: (N,) graded quality; NaN where there is none."""
+    labels: Mapping[str, list[str | None]]
+    """By column: what to slice or cluster by."""
+    only: Mapping[str, tuple[int, int]]
+    """By role other than old: rows that only the old log has, and rows that only this one has."""
+    asked: Mapping[str, Draws]
+    """By role: how often each item that all logs have was right in all of its draws; empty where all asked once."""
 
-
-@dataclass(frozen=True)
-class TaskOutcomes:
-    """One task of a comparison; both updates are on the same items."""
-
-    update: Outcomes
-    compatible: Outcomes | None
-    """Old to compatible; None where only two logs are compared."""
+    def items(self, rows: NDArray[np.intp]) -> list[Item]:
+        """The items in these rows."""
+        return [(self.ids[row], int(self.draws[row])) for row in rows.tolist()]
 
 
 @dataclass(frozen=True)
 class Pairing:
     """All tasks that the logs have in common."""
 
-    tasks: Mapping[str, TaskOutcomes]
+    tasks: Sequence[PairedTask]
     notes: tuple[str, ...]
     """What did not pair, and hints that paired items may not be the same."""
 
 
-def pair(old: Log, new: Log, compatible: Log | None = None) -> Pairing:
-    """Align logs by (task, id), never by the order of rows.
+def pair(logs: Mapping[str, Log], missing: Missing = "drop", *, numeric: bool = False) -> Pairing:
+    """Align logs by (task, id, draw), never by the order of rows.
 
-    With three logs only items that all three have and score are kept, so that the two updates can be compared.
+    Only items that all logs have are kept, so that every model is measured on the same ones.
+
+    Args:
+        logs: By role, the old model's first.
+        missing: What to do with items that some log lacks.
+        numeric: Whether answers that are the same number in other letters ("18", "18.0") are the same answer.
 
     Raises:
-        PairingError: The logs have no task or id in common, or say right and wrong by different metrics.
+        PairingError: The logs have no task or id in common, say right and wrong by different metrics, or lack items
+            where that is an error.
     """
-    logs = {"old": old, "new": new} | ({"compatible": compatible} if compatible else {})
     named = {role: f"{role} ({log.path})" for role, log in logs.items()}
     tasks_of = _by_task(logs)
     names = [name for name in tasks_of["old"] if all(name in tasks for tasks in tasks_of.values())]
@@ -71,13 +80,16 @@ def pair(old: Log, new: Log, compatible: Log | None = None) -> Pairing:
             remedy += ", or name the files themselves"  # the names of the files in the folders made the tasks
         raise PairingError(f"the logs have no task in common: {held}; {remedy}")
     notes = [note for role, tasks in tasks_of.items() for note in _left_out(role, tasks, names)]
-    paired = {}
+    if missing == "error" and notes:
+        raise PairingError(f"{notes[0]}; evaluate them, or choose --missing drop")
+    paired = []
     for name in names:
         by_role = {role: tasks[name] for role, tasks in tasks_of.items()}
         _check_same_measure(name, {named[role]: predictions for role, predictions in by_role.items()})
-        paired[name], hints = _pair_task(by_role)
+        task, hints = _pair_task(name, by_role, missing, numeric=numeric)
+        paired.append(task)
         notes += [f"task {name}: {hint}" if name else hint for hint in hints]
-    if not any(len(task.update.old_correct) + task.update.unscored for task in paired.values()):
+    if not any(task.ids for task in paired):
         ids = "; ".join(f"{named[role]} has {_examples(tasks[names[0]].ids)}" for role, tasks in tasks_of.items())
         raise PairingError(f"the logs have no id in common: {ids}; name logs of the same items, with the same ids")
     return Pairing(paired, tuple(notes))
@@ -93,61 +105,138 @@ def _by_task(logs: Mapping[str, Log]) -> dict[str, Mapping[str, Predictions]]:
     return tasks_of
 
 
-def _pair_task(by_role: Mapping[str, Predictions]) -> tuple[TaskOutcomes, list[str]]:
-    old = by_role["old"]
-    rows = {role: _rows_of(old.ids, predictions.ids) for role, predictions in by_role.items()}  # (N_old,), -1 = absent
-    shared = np.logical_and.reduce([row >= 0 for row in rows.values()])
-    rows_shared = {role: row[shared] for role, row in rows.items()}
-    scored = np.logical_and.reduce([by_role[role].correct[row] != UNSCORED for role, row in rows_shared.items()])
-    rows_scored = {role: row[scored] for role, row in rows_shared.items()}
+def _pair_task(
+    name: str, by_role: Mapping[str, Predictions], missing: Missing, *, numeric: bool
+) -> tuple[PairedTask, list[str]]:
+    old, others = by_role["old"], list(by_role)[1:]
+    hints, only = [], {}
+    for role in others:
+        unpaired, only[role] = _unpaired(role, old.ids, by_role[role].ids)
+        hints += unpaired
+    if missing == "error" and hints:
+        about = f"task {name}: " if name else ""
+        raise PairingError(f"{about}{hints[0]}; evaluate the missing items, or choose --missing drop or wrong")
+    drawn = any(predictions.draws.any() for predictions in by_role.values())
+    rows, left_out = _align(by_role, missing, drawn=drawn)
+    hints += left_out
+    ids, draws = _named(list(by_role.values()), list(rows.values()))
+    for role in others:
+        hints += _suspicious(role, old, by_role[role], rows["old"], rows[role])
+        if not numeric:
+            hints += _same_numbers(role, old, by_role[role], rows["old"], rows[role])
+    labels, label_hints = _labels(by_role, rows)
+    answers = {role: predictions.numbers if numeric else predictions.answers for role, predictions in by_role.items()}
+    task = PairedTask(
+        task=name,
+        ids=ids,
+        draws=draws,
+        correct={role: _take(predictions.correct, rows[role], WRONG) for role, predictions in by_role.items()},
+        answers={role: _take(answers[role], rows[role], MISSING) for role in by_role},
+        scores={role: _take(predictions.scores, rows[role], np.nan) for role, predictions in by_role.items()},
+        labels=labels,
+        only=only,
+        asked=_asked(by_role) if drawn else {},
+    )
+    return task, hints + label_hints
 
-    def outcomes(role: str) -> Outcomes:
-        other = by_role[role]
-        old_answers = _take(old.answers, rows_scored["old"])
-        new_answers = _take(other.answers, rows_scored[role])
-        matched = int(np.count_nonzero(rows[role] >= 0))
-        return Outcomes(
-            old_correct=old.correct[rows_scored["old"]] == RIGHT,
-            new_correct=other.correct[rows_scored[role]] == RIGHT,
-            answers_differ=np.array([a != b for a, b in zip(old_answers, new_answers, strict=True)], dtype=np.bool_),
-            missing_answers_old=old_answers.count(None),
-            missing_answers_new=new_answers.count(None),
-            unscored=int(np.count_nonzero(~scored)),
-            only_old=len(old.ids) - matched,
-            only_new=len(other.ids) - matched,
-        )
 
+def _align(
+    by_role: Mapping[str, Predictions], missing: Missing, *, drawn: bool
+) -> tuple[dict[str, NDArray[np.intp]], list[str]]:
+    """Rows of the same item (and draw) in every log, (N,) by role, -1 where a log lacks it; and what was left out."""
+    keys: dict[str, Sequence[str | Item]] = {
+        role: list(zip(p.ids, p.draws.tolist(), strict=True)) if drawn else p.ids for role, p in by_role.items()
+    }
+    wanted = keys["old"]
+    if missing == "wrong":
+        wanted = list(dict.fromkeys(key for side in keys.values() for key in side))
+    rows = {role: _rows_of(wanted, side) for role, side in keys.items()}
+    kept = np.logical_and.reduce([row >= 0 for row in rows.values()])
     hints = []
-    for role in list(by_role)[1:]:
-        hints += _unpaired(role, old, by_role[role])
-        hints += _suspicious(role, old, rows_shared["old"], by_role[role], rows_shared[role])
-        answers = (_take(by_role[side].answers, rows_scored[side]) for side in ("old", role))
-        hints += _same_numbers(role, *answers)
-    if dropped := int(np.count_nonzero((rows["new"] >= 0) & ~shared)):
-        hints.append(f"items of old and new left out because compatible lacks them: {dropped}")
-    return TaskOutcomes(outcomes("new"), outcomes("compatible") if "compatible" in by_role else None), hints
+    if missing == "wrong" and not kept.all():
+        everywhere = set.intersection(*(set(predictions.ids) for predictions in by_role.values()))
+        kept |= [(key if isinstance(key, str) else key[0]) not in everywhere for key in wanted]
+        hints.append("items that a log lacks count as wrong there (--missing wrong)")
+    elif dropped := int(np.count_nonzero((rows["new"] >= 0) & ~kept)):
+        hints.append(f"items of old and new left out because another log lacks them: {dropped}")
+    if drawn and (
+        extra := sum(len(side) - int(np.count_nonzero(rows[role][kept] >= 0)) for role, side in keys.items())
+    ):
+        hints.append(f"draws without a partner in every log: {extra}; only the test for reliable changes uses them")
+    return {role: row[kept] for role, row in rows.items()}, hints
+
+
+def _asked(by_role: Mapping[str, Predictions]) -> dict[str, Draws]:
+    """How often each item that all logs have came out right, whichever draws they are."""
+    shared = set.intersection(*(set(predictions.ids) for predictions in by_role.values()))
+    place = {item: i for i, item in enumerate(dict.fromkeys(id_ for id_ in by_role["old"].ids if id_ in shared))}
+    asked = {}
+    for role, predictions in by_role.items():
+        items = np.array([place.get(item, -1) for item in predictions.ids])
+        scored = (items >= 0) & (predictions.correct != UNSCORED)
+        right = scored & (predictions.correct == RIGHT)
+        asked[role] = Draws(
+            right=np.bincount(items[right], minlength=len(place)),
+            total=np.bincount(items[scored], minlength=len(place)),
+        )
+    return asked
+
+
+def _named(sides: Sequence[Predictions], rows: Sequence[NDArray[np.intp]]) -> tuple[list[str], NDArray[np.int32]]:
+    """The id and draw of every paired row, from the first log that has it."""
+    first, row = sides[0], rows[0]
+    if len(row) == len(first.ids) and (row == np.arange(len(row))).all():
+        return first.ids, first.draws
+    places = [next((side, at) for side, at in enumerate(ats) if at >= 0) for ats in np.stack(rows, axis=1).tolist()]
+    ids = [sides[side].ids[at] for side, at in places]
+    return ids, np.array([sides[side].draws[at] for side, at in places], dtype=np.int32)
+
+
+def _take(column: NDArray[_Cell], rows: NDArray[np.intp], absent: float) -> NDArray[_Cell]:
+    taken = column[rows]
+    taken[rows < 0] = absent
+    return taken
+
+
+def _labels(
+    by_role: Mapping[str, Predictions], rows: Mapping[str, NDArray[np.intp]]
+) -> tuple[dict[str, list[str | None]], list[str]]:
+    """Each column as the first log that knows an item labels it, and a hint where two logs label it differently."""
+    labels: dict[str, list[str | None]] = {}
+    hints = []
+    for column in by_role["old"].labels:
+        merged: list[str | None] = [None] * len(rows["old"])
+        differing = 0
+        for role, predictions in by_role.items():
+            values = predictions.labels[column]
+            for i, row in enumerate(rows[role].tolist()):
+                value = values[row] if row >= 0 else None
+                if merged[i] is None:
+                    merged[i] = value
+                elif value is not None and value != merged[i]:
+                    differing += 1
+        labels[column] = merged
+        if differing:
+            hints.append(f"{column} differs between the logs for {differing} paired rows; the first log's is used")
+    return labels, hints
 
 
 def _check_same_measure(task: str, by_name: Mapping[str, Predictions]) -> None:
     """Right by one metric or filter and wrong by another is no flip. Logs that name none are taken at their word."""
-    for kind in ("metric", "filter"):
+    for kind in ("metric", "filter", "score"):
         chosen = {log: name for log, predictions in by_name.items() if (name := getattr(predictions, kind))}
         if len(set(chosen.values())) > 1:
             read = ", ".join(f"{log} by {name}" for log, name in chosen.items())
             about = f"task {task}: " if task else ""
-            raise PairingError(f"{about}right and wrong come from different {kind}s ({read}); choose one with --{kind}")
+            raise PairingError(f"{about}the logs are judged by different {kind}s ({read}); choose one with --{kind}")
 
 
-def _rows_of(wanted: Sequence[str], ids: Sequence[str]) -> NDArray[np.intp]:
-    """Row of each wanted id among the ids; -1 where it is absent."""
-    if wanted == ids:
-        return np.arange(len(ids), dtype=np.intp)
-    row_of = dict(zip(ids, range(len(ids)), strict=True))
-    return np.fromiter((row_of.get(item, -1) for item in wanted), dtype=np.intp, count=len(wanted))
-
-
-def _take(texts: Sequence[str | None], rows: NDArray[np.intp]) -> list[str | None]:
-    return [texts[row] for row in rows.tolist()]
+def _rows_of(wanted: Sequence[str | Item], keys: Sequence[str | Item]) -> NDArray[np.intp]:
+    """Row of each wanted key among the keys; -1 where it is absent."""
+    if wanted == keys:
+        return np.arange(len(keys), dtype=np.intp)
+    row_of = dict(zip(keys, range(len(keys)), strict=True))
+    return np.fromiter((row_of.get(key, -1) for key in wanted), dtype=np.intp, count=len(wanted))
 
 
 def _left_out(role: str, tasks: Mapping[str, Predictions], common: Sequence[str]) -> list[str]:
@@ -155,57 +244,60 @@ def _left_out(role: str, tasks: Mapping[str, Predictions], common: Sequence[str]
     return [f"tasks of {role} left out because not every log has them: {_examples(extra)}"] if extra else []
 
 
-def _unpaired(role: str, old: Predictions, other: Predictions) -> list[str]:
-    """A hint for each side that has items without a partner."""
-    if old.ids == other.ids:
-        return []
-    hints = []
-    for side, ids, against, partners in (("old", old.ids, role, other.ids), (role, other.ids, "old", old.ids)):
+def _unpaired(role: str, old: Sequence[str], other: Sequence[str]) -> tuple[list[str], tuple[int, int]]:
+    """A hint for each side that has items without a partner, and their numbers."""
+    if old == other:
+        return [], (0, 0)
+    hints, counts = [], []
+    for side, ids, against, partners in (("old", old, role, other), (role, other, "old", old)):
         known = set(partners)
-        if alone := [item for item in ids if item not in known]:
-            hints.append(f"ids of {side} that {against} lacks: {len(alone)} of {len(ids)} ({_examples(alone)})")
-    return hints
+        items = dict.fromkeys(ids)  # once each, however often drawn
+        alone = [item for item in items if item not in known]
+        counts.append(len(alone))
+        if alone:
+            hints.append(f"ids of {side} that {against} lacks: {len(alone)} of {len(items)} ({_examples(alone)})")
+    return hints, (counts[0], counts[1])
 
 
 def _suspicious(
-    role: str, old: Predictions, old_rows: NDArray[np.intp], other: Predictions, other_rows: NDArray[np.intp]
+    role: str, old: Predictions, other: Predictions, old_rows: NDArray[np.intp], other_rows: NDArray[np.intp]
 ) -> list[str]:
     """Hints that one id names different items in the two logs; at most one, of the strongest sign."""
-    old_hashes, other_hashes = old.doc_hashes[old_rows], other.doc_hashes[other_rows]
-    changed = np.flatnonzero((old_hashes != other_hashes) & (old_hashes != 0) & (other_hashes != 0))
-    sign = "doc_hash"
-    if not len(changed):
-        targets = zip(_take(old.targets, old_rows), _take(other.targets, other_rows), strict=True)
-        changed = np.flatnonzero([a != b and None not in (a, b) for a, b in targets])
-        sign = "target"
-    if not len(changed):
-        return []
-    items = [old.ids[row] for row in old_rows[changed[:_EXAMPLES]].tolist()]
-    return [
-        f"WARNING: {sign} differs between old and {role} for {len(changed)} of {len(old_rows)} paired ids "
-        f"({_examples(items, len(changed))}): they may be different items; check that both logs are of the same data"
-    ]
+    both = (old_rows >= 0) & (other_rows >= 0)
+    old_rows, other_rows = old_rows[both], other_rows[both]
+    for sign, ours, theirs in (
+        ("doc_hash", old.doc_hashes, other.doc_hashes),
+        ("target", old.targets, other.targets),
+    ):
+        a, b = ours[old_rows], theirs[other_rows]
+        changed = np.flatnonzero((a != b) & (a != 0) & (b != 0))
+        if len(changed):
+            items = [old.ids[row] for row in old_rows[changed[:_EXAMPLES]].tolist()]
+            return [
+                f"WARNING: {sign} differs between old and {role} for {len(changed)} of {len(old_rows)} paired ids "
+                f"({_examples(items, len(changed))}): they may be different items; check that both logs are of the "
+                "same data"
+            ]
+    return []
 
 
-def _same_numbers(role: str, old: Sequence[str | None], other: Sequence[str | None]) -> list[str]:
+def _same_numbers(
+    role: str, old: Predictions, other: Predictions, old_rows: NDArray[np.intp], other_rows: NDArray[np.intp]
+) -> list[str]:
     """A hint where answers are the same number in other letters: they are compared as text."""
-    alike = [(a, b) for a, b in zip(old, other, strict=True) if a and b and a != b and _same_number(a, b)]
-    if not alike:
+    both = (old_rows >= 0) & (other_rows >= 0)
+    a, b = old_rows[both], other_rows[both]
+    alike = np.flatnonzero((old.answers[a] != other.answers[b]) & (old.numbers[a] == other.numbers[b]))
+    if not len(alike):
         return []
+    items = [old.ids[row] for row in a[alike[:_EXAMPLES]].tolist()]
     return [
-        f"answer pairs of old and {role} that differ only in number format, and count as different: "
-        f"{len(alike)} ({_examples(alike[0])})"
+        f"answer pairs of old and {role} that differ only in number format, and count as different unless "
+        f"--numeric-answers is given: {len(alike)} ({_examples(items, len(alike))})"
     ]
 
 
-def _same_number(a: str, b: str) -> bool:
-    try:
-        return Decimal(a) == Decimal(b)
-    except InvalidOperation:  # one is no number
-        return False
-
-
-def _examples(items: Sequence[str], total: int | None = None) -> str:
+def _examples(items: Sequence[object], total: int | None = None) -> str:
     """Up to three of the items, quoted."""
     shown = ", ".join(quoted(item) for item in items[:_EXAMPLES])
     return f"{shown}, ..." if (total or len(items)) > _EXAMPLES else shown

@@ -1,117 +1,155 @@
-"""lm-evaluation-harness samples logs, 0.4.3 and later: `samples_<task>_<date>.jsonl`, one row per item and filter.
+"""lm-evaluation-harness samples logs, 0.4.0 and later: one row per item and filter, one file per task.
 
-Read off the harness itself (0.4.13): `loggers/evaluation_tracker.py` writes the rows, `api/task.py` process_results
-computes the metrics whose predicted answer is rebuilt here.
+Since 0.4.3 `samples_<task>_<date>.jsonl`, JSON lines; before, `<model_args>_<task>.jsonl`, which is one JSON list. Read
+off the harness itself (0.4.13): `loggers/evaluation_tracker.py` writes the rows.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, TypeVar, cast
 
 import msgspec
 
 from muscle.errors import LogError, quoted
-from muscle.measure.logs.lines import json_rows
-from muscle.measure.logs.rows import BadRowError, Collector, as_id, as_outcome, as_text, located
+from muscle.measure.logs.lines import json_rows, list_rows
+from muscle.measure.logs.lm_eval_answers import (
+    LENGTHS,
+    Response,
+    Sample,
+    SampleWithChoices,
+    SampleWithTexts,
+    answer_rule,
+    in_words,
+    log_likelihoods,
+    targets_of,
+)
+from muscle.measure.logs.lm_eval_metrics import check_named, choose, first_that_judges, notes_by_task
+from muscle.measure.logs.lm_eval_old import task_of
+from muscle.measure.logs.rows import BadRowError, Row, Selection, Task, as_id, as_score, as_text, inside, located
 from muscle.measure.logs.source import LogFile
 from muscle.measure.predictions import UNSCORED
 
-FORMAT = "lm-eval samples"
-EXPECTS = "lm-eval samples (JSON lines with doc_id and filtered_resps)"
+FORMAT = "lm-eval"
+EXPECTS = "lm-eval samples (rows with doc_id and filtered_resps)"
 
 # What the harness writes into every row; each remaining field is a metric.
 _OWN_FIELDS = {
     *("doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"),
     *("doc_hash", "prompt_hash", "target_hash"),
 }
-# Metrics that divide a choice's log-likelihood by the choice's length before taking the best.
-_LENGTHS: dict[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
 
 
-class _Row(msgspec.Struct, gc=False):
-    doc_id: int | str | float
-    filtered_resps: list[Any]
-    target: Any = None
-    filter: str | None = None
-    doc_hash: str | None = None
-    value: Any = None  # the chosen metric: _decoder gives this field the metric's name
+def recognises(file: LogFile, selection: Selection) -> bool:
+    """Whether the file's rows have these fields; columns that a user names make it a table."""
+    return {"doc_id", "filtered_resps"} <= file.first_row.keys() and not selection.columns
 
 
-class _Continuation(msgspec.Struct, gc=False):
-    arg_1: Any = None  # arg_0, the long prompt, is skipped
-
-
-class _RowWithChoices(_Row, gc=False):
-    arguments: dict[str, _Continuation] = {}
-
-
-def recognises(fields: Collection[str]) -> bool:
-    """Whether a row with these fields is one of this format."""
-    return {"doc_id", "filtered_resps"} <= set(fields)
-
-
-def read(files: Sequence[LogFile], metric: str | None, filter_name: str | None) -> tuple[list[Collector], list[str]]:
+def rows(files: Sequence[LogFile], selection: Selection, notes: list[str], *, texts: bool = False) -> Iterator[Row]:
     """Read samples files, several of one task (reruns) included.
 
-    Args:
-        files: The files, all of this format.
-        metric: The metric that says right or wrong; None takes each task's first that is one value per item.
-        filter_name: The filter whose rows to read; None takes each task's first.
-
-    Returns:
-        One collector per task, and notes on choices made for the user.
+    A task that lacks the metric or filter which the selection names is read by its first, and a note says so.
 
     Raises:
-        LogError: A row cannot be read, or a log lacks the metric or filter.
+        LogError: A row cannot be read, or no file has the metric or filter.
     """
-    collectors: dict[str, Collector] = {}
-    notes = []
+    check_named([(file, _metric_values(file)) for file in files], selection)
+    files_of: dict[str, list[LogFile]] = {}
     for file in files:
-        task = collectors.get(file.task)
-        chosen = _choose_metric(file, task.metric if task else metric)
-        if task is None:
-            which = filter_name or file.first_row.get("filter")
-            task = collectors[file.task] = Collector(file.task, chosen, which, _repeat_remedy(which))
-        others = _read_file(file, chosen, task)
-        about = f"task {file.task}: " if file.task else ""
-        if others and filter_name is None:
-            notes.append(f"{about}filter {task.filter} is read; choose with --filter among it and {', '.join(others)}")
-        if metric is None and (alternatives := _alternatives(file, chosen)):
-            notes.append(f"{about}metric {chosen} is read; choose with --metric among it and {alternatives}")
-    return list(collectors.values()), notes
+        files_of.setdefault(task_of(file), []).append(file)
+    tasks = [_TaskReader(name, parts, selection, texts=texts) for name, parts in files_of.items()]
+    for task in tasks:
+        yield from task.rows()
+    filters = {name: None for task in tasks for name in task.filters}
+    if selection.filter is not None and selection.filter not in filters:
+        among = ", ".join(name for name in filters if name is not None)
+        if not among:
+            raise LogError(f"{files[0].path}: this log names no filters; leave out --filter")
+        raise LogError(f"{files[0].path}: no filter {quoted(selection.filter)}; choose with --filter among {among}")
+    notes += notes_by_task((task.name, task.remarks()) for task in tasks)
 
 
-def _read_file(file: LogFile, metric: str, task: Collector) -> list[str]:
-    """Add the file's rows of the task's filter; return the names of the filters left out, in order of appearance."""
-    alternatives = _alternatives(file, metric)
-    remedy = f"choose another with --metric: {alternatives}" if alternatives else "only right/wrong can be compared"
-    answer_of = _answer_rule(metric, doubled="acc_mutual_info" in _metric_values(file))
-    others: dict[str | None, None] = {}
-    found = False
-    for line, row in json_rows(file.path, _decoder(file, metric)):
-        if row.filter != task.filter:
-            others[row.filter] = None
-            continue
-        found = True
-        try:
-            correct = as_outcome(row.value, metric, remedy)
-            task.add(
-                file.path,
-                line,
-                as_id(row.doc_id),
-                correct=correct,
-                answer=answer_of(row) if correct != UNSCORED else None,
-                target=as_text(row.target),
-                doc_hash=row.doc_hash,
-            )
-        except BadRowError as fault:
-            raise located(file.path, line, fault) from None
-    named = [name for name in others if name is not None]
-    if not found and not named:
-        raise LogError(f"{file.path}: this log names no filters; leave out --filter")
-    if not found:
-        raise LogError(f"{file.path}: no filter {quoted(task.filter)}; choose with --filter among {', '.join(named)}")
-    return named
+class _TaskReader:
+    """Reads the files of one task."""
+
+    def __init__(self, name: str, files: Sequence[LogFile], selection: Selection, *, texts: bool) -> None:
+        """Choose what to judge the rows by.
+
+        Raises:
+            LogError: No metric fits, or not every file has it.
+        """
+        self.name = name
+        self.filters: dict[str | None, None] = {}
+        """Filters met; filled by reading."""
+        self._files, self._selection, self._texts = files, selection, texts
+        metrics = [(file, _metric_values(file)) for file in files]
+        self._measure = choose(metrics, selection, self._first_that_judges)
+        self._own_filter = as_text(files[0].first_row.get("filter"))
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows of one filter: the one selected, or where the task lacks it the first."""
+        selected = self._selection.filter
+        for which in [self._own_filter] if selected is None else [selected, self._own_filter]:
+            measure = self._measure
+            task = Task(self.name, measure.metric, which, measure.score, _repeat_remedy(self._own_filter))
+            for file in self._files:
+                yield from self._file_rows(file, task)
+            if which in self.filters:
+                return
+
+    def remarks(self) -> list[str]:
+        """What a user should know of the choices made."""
+        selected, own = self._selection.filter, self._own_filter
+        others = ", ".join(name for name in self.filters if name not in (None, own))
+        remarks = self._measure.remarks(self._selection)
+        if selected is None and others:
+            return [f"filter {own} is read; choose with --filter among it and {others}", *remarks]
+        if selected is not None and selected not in self.filters:
+            return [f"no filter {selected} here; {own} is read", *remarks]
+        return remarks
+
+    def _first_that_judges(self, names: Sequence[str]) -> str | None:
+        def values() -> Iterator[Sequence[object]]:
+            for file in self._files:
+                row_type, cell = _row_type(file, Sample, names)
+                get = [cell[name] for name in names]
+                for _, row in _read(file, row_type):
+                    yield [value_of(row) for value_of in get]
+
+        return first_that_judges(names, values())
+
+    def _file_rows(self, file: LogFile, task: Task) -> Iterator[Row]:
+        measure, texts = self._measure, self._texts
+        doubled = "acc_mutual_info" in _metric_values(file)
+        answer_of = answer_rule(task.metric, doubled=doubled)
+        paths = [label.split(".") for label in self._selection.labels]
+        base = SampleWithTexts if texts else SampleWithChoices if task.metric in LENGTHS else Sample
+        row_type, cell = _row_type(file, base, [task.metric, task.score, *(path[0] for path in paths)])
+        value_of, grade_of = cell[task.metric], cell[task.score]
+        label_of = [(cell[path[0]], path[1:]) for path in paths]
+        judged, graded = task.metric is not None, task.score or ""
+        score, prompt = math.nan, None
+        labels: tuple[str | None, ...] = ()
+        for line, row in _read(file, row_type):
+            if row.filter != task.filter:
+                self.filters[row.filter] = None
+                continue
+            try:
+                correct = measure.outcome(value_of(row))
+                # Only a row that is meant to be unscored may lack the answer.
+                answer = None if judged and correct == UNSCORED else answer_of(row)
+                targets = targets_of(row.target)
+                if graded:
+                    score = as_score(grade_of(row), graded)
+                if label_of:
+                    labels = tuple(as_text(inside(get(row), path)) for get, path in label_of)
+                if texts:
+                    prompt, answer, targets = in_words(cast(SampleWithTexts, row), answer, doubled=doubled)
+                identity = as_id(row.doc_id)
+            except BadRowError as fault:
+                raise located(file.path, line, fault) from None
+            self.filters[task.filter] = None
+            yield Row(task, file.path, line, identity, correct, answer, targets, score, 0, row.doc_hash, labels, prompt)
 
 
 def _metric_values(file: LogFile) -> dict[str, object]:
@@ -122,112 +160,55 @@ def _metric_values(file: LogFile) -> dict[str, object]:
     return {name: row.get(name) for name in names if name not in _OWN_FIELDS}
 
 
-def _choose_metric(file: LogFile, wanted: str | None) -> str:
-    metrics = _metric_values(file)
-    if wanted is not None:
-        if wanted not in metrics:
-            raise LogError(f"{file.path}: no metric {quoted(wanted)}; choose with --metric among {', '.join(metrics)}")
-        return wanted
-    for name, value in metrics.items():
-        if not isinstance(value, list | dict):
-            return name
-    found = ", ".join(metrics) or "none at all"
-    raise LogError(f"{file.path}: no metric with one value per item (found: {found}); log one such as acc")
-
-
-def _alternatives(file: LogFile, chosen: str) -> str:
-    names = [
-        name for name, value in _metric_values(file).items() if name != chosen and not isinstance(value, list | dict)
-    ]
-    return ", ".join(names)
-
-
 def _repeat_remedy(filter_name: str | None) -> str:
     if filter_name is None:
         return (
             "this log does not name its filters (lm-eval before 0.4.7), and several filters or a rerun repeat an id; "
-            "evaluate again with 0.4.7 or later, or keep one row per doc_id"
+            "take the first with --duplicates first, or evaluate again with 0.4.7 or later"
         )
-    return "a rerun was appended or two runs lie in one folder; name one run's file, or delete the rows of the other"
+    return (
+        "a rerun was appended or two runs lie in one folder; name one run's file, delete the rows of the other, "
+        "or choose with --duplicates"
+    )
 
 
-def _decoder(file: LogFile, metric: str) -> msgspec.json.Decoder[_Row]:
-    base = _RowWithChoices if metric in _LENGTHS else _Row
-    value = ("value", Any, msgspec.field(name=metric, default=None))
+_Sample = TypeVar("_Sample", bound=Sample)
+_Getter = Callable[[Sample], object]
+
+
+def _row_type(
+    file: LogFile, base: type[_Sample], keys: Sequence[str | None]
+) -> tuple[type[_Sample], Mapping[str | None, _Getter]]:
+    """The base with further fields of a row, whatever their names; and what gets each of them out of a row."""
+    fields: list[tuple[str, Any, Any]] = []
+    getters: dict[str | None, _Getter] = {None: lambda row: None}
+    for key in keys:
+        if key in getters or key is None:
+            continue
+        attribute = key
+        if key not in base.__struct_fields__:
+            attribute = f"extra_{len(fields)}"
+            fields.append((attribute, Any, msgspec.field(name=key, default=None)))
+        getters[key] = attrgetter(attribute)
     try:
-        row = msgspec.defstruct("Row", [value], bases=(base,), gc=False)
+        row_type = msgspec.defstruct("Row", fields, bases=(base,), gc=False, kw_only=True)
     except ValueError:  # a control character, a quote, half a surrogate pair
-        raise LogError(f"{file.path}: no metric can have the name {quoted(metric)}; rename it in the log") from None
-    return msgspec.json.Decoder(cast("type[_Row]", row))
+        names = ", ".join(quoted(key) for key in getters if key is not None)
+        raise LogError(f"{file.path}: no field can have such a name: {names}; rename it in the log") from None
+    return cast("type[_Sample]", row_type), getters
 
 
-def _answer_rule(metric: str, *, doubled: bool) -> Callable[[_Row], str | None]:
-    """How the metric gets the predicted answer from a row.
-
-    A choice's index by the highest log-likelihood (multiple choice), `is_greedy` (a single log-likelihood), or the
-    filtered text (generation).
-
-    Args:
-        metric: The metric that decides right or wrong.
-        doubled: With acc_mutual_info the unconditional log-likelihoods of all choices follow the conditional ones.
-    """
-
-    def answer(row: _Row) -> str | None:
-        responses = row.filtered_resps
-        if not responses:
-            return None
-        if not any(map(_is_log_likelihood, responses)):
-            return as_text(responses[0])
-        try:
-            return _likeliest(row, metric, doubled=doubled)
-        except BadRowError as fault:
-            raise BadRowError(f"{fault}; evaluate the item again, or set {metric} to null (unscored)") from None
-
-    return answer
-
-
-def _likeliest(row: _Row, metric: str, *, doubled: bool) -> str | None:
-    """The answer by log-likelihoods; a fault is raised without the way out, which is the same for all."""
-    responses = row.filtered_resps
-    for response in responses:
-        if not _is_log_likelihood(response):
-            raise BadRowError(f"{quoted(response)} stands among the log-likelihoods")
-    if len(responses) == 1:
-        return as_text(responses[0][1])
-    scores = [float(log_likelihood) for log_likelihood, _ in responses]
-    choices, odd = divmod(len(scores), 2) if doubled else (len(scores), 0)
-    if odd:
-        raise BadRowError(f"{len(scores)} log-likelihoods are not two per choice, which acc_mutual_info needs")
-    scores, unconditional = scores[:choices], scores[choices:]
-    if metric == "acc_mutual_info":
-        scores = [score - prior for score, prior in zip(scores, unconditional, strict=True)]
-    if isinstance(row, _RowWithChoices):
-        if len(row.arguments) != len(responses):
-            raise BadRowError(f"arguments holds {len(row.arguments)} choices for {len(responses)} log-likelihoods")
-        lengths = _choice_lengths(list(row.arguments.values())[:choices], _LENGTHS[metric])
-        scores = [score / length for score, length in zip(scores, lengths, strict=True)]
-    if any(math.isnan(score) for score in scores):
-        raise BadRowError("a log-likelihood is NaN")
-    return str(max(range(choices), key=scores.__getitem__))
-
-
-def _is_log_likelihood(response: object) -> bool:
-    """Whether a response is [log-likelihood, is_greedy]; both are texts in most versions."""
-    if not isinstance(response, list) or len(response) != 2 or str(response[1]) not in {"True", "False"}:
-        return False
+def _read(file: LogFile, row_type: type[_Sample]) -> Iterator[tuple[int, _Sample]]:
+    """Yield (line, row); where the first row is multiple choice, the log-likelihoods are decoded as such."""
+    read = list_rows if file.kind == "json list" else json_rows
+    general = msgspec.json.Decoder(row_type)
+    responses = file.first_row.get("filtered_resps")
     try:
-        float(response[0])
-    except (TypeError, ValueError, OverflowError):
-        return False
-    return True
-
-
-def _choice_lengths(continuations: Sequence[_Continuation], length: Callable[[str], int]) -> list[int]:
-    """Length of each choice, without the one blank that the harness puts before every choice by default."""
-    choices = [continuation.arg_1 for continuation in continuations]
-    for choice in choices:
-        if not isinstance(choice, str):
-            raise BadRowError(f"arguments has {quoted(choice)} where a choice's text (arg_1) should be")
-    if all(choice.startswith(" ") for choice in choices):
-        choices = [choice[1:] for choice in choices]
-    return [max(length(choice), 1) for choice in choices]
+        values = log_likelihoods(responses) if isinstance(responses, list) else None
+    except BadRowError:
+        values = None
+    if values is None or len(values) < 2:
+        return read(file.path, general)
+    field = ("filtered_resps", list[Response])
+    typed = msgspec.defstruct("Row", [field], bases=(row_type,), gc=False, kw_only=True)
+    return read(file.path, msgspec.json.Decoder(cast("type[_Sample]", typed), strict=False), general)

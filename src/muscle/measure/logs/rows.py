@@ -1,20 +1,86 @@
-"""What readers share: cells of a row as values, and rows gathered into Predictions."""
+"""What readers yield: one row per item and draw; and how its cells become values."""
 
 import json
 import math
 import re
-from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
+import msgspec
 
 from muscle.errors import LogError, quoted
-from muscle.measure.predictions import RIGHT, UNSCORED, WRONG, Predictions
+from muscle.measure.predictions import RIGHT, UNSCORED, WRONG
 
-_OUTCOME_NAMES = {RIGHT: "right", WRONG: "wrong", UNSCORED: "unscored"}
 _OUTCOME_TEXTS = {"true": RIGHT, "1": RIGHT, "1.0": RIGHT, "false": WRONG, "0": WRONG, "0.0": WRONG, "": UNSCORED}
+OUTCOMES: Mapping[object, int] = {1: RIGHT, 0: WRONG, None: UNSCORED}
+"""What nearly every cell is, to look up before asking `as_outcome`; True and 1.0 are the key 1."""
 _WHOLE_FLOAT = re.compile(r"(-?[0-9]+)\.0")
 _UNSCORED_REMEDY = "remove it, or write null to mark the item as unscored"
+
+
+Duplicates = Literal["error", "first", "last", "draws"]
+"""What rows of one id with different outcomes are: a fault, a choice of one, or several draws of the item."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to read from a log, where it offers a choice."""
+
+    format: str | None = None
+    """Name of the format; None recognises it."""
+    metric: str | None = None
+    """The metric that says right or wrong; None takes each task's first."""
+    filter: str | None = None
+    """The lm-eval filter whose rows to read; None takes each task's first."""
+    score: str | None = None
+    """The metric or column that grades an answer; None takes a table's `score`, elsewhere nothing."""
+    text_score: str | None = None
+    """Grade computed from the texts of answer and target, by its name in `similarity.TEXT_SCORES`."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Of a table: our name of a column (id, correct, ...) -> the table's own."""
+    labels: tuple[str, ...] = ()
+    """Columns to slice or cluster by: of a table by name, elsewhere a dotted path such as doc.subject."""
+    numeric: bool = False
+    """Whether answers that are the same number ("18", "18.0") are the same answer."""
+    duplicates: Duplicates = "error"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the rows of one task have in common."""
+
+    name: str
+    """Empty where the log does not say."""
+    metric: str | None = None
+    filter: str | None = None
+    score: str | None = None
+    """What grades the answers; None where nothing does."""
+    repeat_remedy: str = "keep one row per id, or choose with --duplicates"
+    """The way out where an item occurs twice with different outcomes."""
+
+
+class Row(msgspec.Struct, gc=False):
+    """One answer of a model, as a reader found it."""
+
+    task: Task
+    file: Path
+    line: int
+    """Line or number of the row in the file, from 1, for messages."""
+    id: str
+    correct: int = UNSCORED
+    answer: str | None = None
+    """The predicted answer; where texts are wanted for showing, in the words that a person reads."""
+    targets: tuple[str, ...] = ()
+    """The true answers; none where the log does not say."""
+    score: float = math.nan
+    draw: int = 0
+    doc_hash: str | None = None
+    labels: tuple[str | None, ...] = ()
+    """Cells of the columns in Selection.labels."""
+    input: str | None = None
+    """The question; only where texts are wanted."""
 
 
 class BadRowError(Exception):
@@ -29,22 +95,32 @@ def as_id(value: object) -> str:
     Raises:
         BadRowError: The id is missing, or not a text or number.
     """
+    if type(value) is int:  # not bool
+        return str(value)
     if value is None or value == "" or value != value:
         raise BadRowError("the row has no id; give every row the id of its item")
     if isinstance(value, bool | list | dict):
         raise BadRowError(f"the id is {quoted(value)}; an id must be a text or a number")
     text = str(value)
+    if not text.endswith(".0"):
+        return text
     whole = _WHOLE_FLOAT.fullmatch(text)
     return whole[1] if whole else text
 
 
 def as_text(value: object) -> str | None:
-    """Text of an answer or target for comparison; None stays None (missing), lists and mappings become JSON."""
+    """Text of an answer or target for comparison.
+
+    None stays None (missing); lists and mappings become JSON; a number that is whole loses its ".0", since then the log
+    itself says that it is a number.
+    """
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list | dict):
         return json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return str(value)
+    text = str(value)
+    whole = _WHOLE_FLOAT.fullmatch(text) if isinstance(value, float) else None
+    return whole[1] if whole else text
 
 
 def as_outcome(value: object, name: str, remedy: str = "write true, false, 1, 0, or null for unscored") -> int:
@@ -58,10 +134,10 @@ def as_outcome(value: object, name: str, remedy: str = "write true, false, 1, 0,
     Raises:
         BadRowError: The value is NaN or anything else.
     """
-    if value is None:
-        return UNSCORED
-    if isinstance(value, int | float) and value in (0, 1):
-        return int(value)
+    try:
+        return OUTCOMES[value]
+    except (KeyError, TypeError):  # TypeError: a list or mapping cannot be looked up
+        pass
     if isinstance(value, str):
         text = value.strip().lower()
         if text in _OUTCOME_TEXTS:
@@ -71,8 +147,12 @@ def as_outcome(value: object, name: str, remedy: str = "write true, false, 1, 0,
     raise BadRowError(f"{name} is {quoted(value)}, neither right nor wrong; {remedy}")
 
 
-def as_score(value: object) -> float:
+def as_score(value: object, name: str = "score") -> float:
     """A graded score as a number; NaN where the log has none (null or empty).
+
+    Args:
+        value: The cell as read.
+        name: The cell's field, for the message.
 
     Raises:
         BadRowError: The log itself says NaN, or the value is no number.
@@ -80,116 +160,25 @@ def as_score(value: object) -> float:
     if value is None or value == "":
         return math.nan
     if _is_nan(value):
-        raise BadRowError("score is NaN; remove it, or write null where there is no score")
+        raise BadRowError(f"{name} is NaN; remove it, or write null where there is no score")
     try:
-        return float(value)  # type: ignore[arg-type]  # whatever float refuses is refused here
+        score = float(value)  # type: ignore[arg-type]  # whatever float refuses is refused here
+        if math.isfinite(score):
+            return score
     except (TypeError, ValueError, OverflowError):
-        raise BadRowError(f"score is {quoted(value)}; write a number, or null where there is no score") from None
+        pass
+    raise BadRowError(f"{name} is {quoted(value)}; write a number, or null where there is no score")
 
 
 def _is_nan(value: object) -> bool:
     return value != value or (isinstance(value, str) and value.strip().lower() == "nan")
 
 
-class Collector:
-    """Gathers the rows of one task into Predictions and settles rows that name the same item."""
-
-    def __init__(self, task: str, metric: str | None, filter_name: str | None, repeat_remedy: str) -> None:
-        """Start an empty task.
-
-        Args:
-            task: The task's name.
-            metric: The metric that says right or wrong, if the log names one.
-            filter_name: The lm-eval filter, if the log names one.
-            repeat_remedy: The way out where an item occurs twice with different outcomes.
-        """
-        self.task, self.metric, self.filter = task, metric, filter_name
-        self._repeat_remedy = repeat_remedy
-        self._row_of: dict[str, int] = {}
-        self._correct = array("b")
-        self._scores = array("d")
-        self._doc_hashes = array("Q")
-        self._answers: list[str | None] = []
-        self._targets: list[str | None] = []
-        self._short_texts: dict[str, str] = {}  # one object per distinct short answer, however many rows share it
-        self._files: list[Path] = []
-        self._places = array("Q")  # file number and line of each row, as two columns in one
-        self._repeated = 0
-
-    def add(
-        self,
-        file: Path,
-        line: int,
-        item: str,
-        *,
-        correct: int,
-        answer: str | None,
-        target: str | None = None,
-        score: float = math.nan,
-        doc_hash: str | None = None,
-    ) -> None:
-        """Append one row.
-
-        Raises:
-            BadRowError: The item was met before with another outcome, answer or content.
-        """
-        content = _hash_head(doc_hash)
-        row = self._row_of.setdefault(item, len(self._correct))
-        if row < len(self._correct):
-            if (self._correct[row], self._answers[row], self._doc_hashes[row]) != (correct, answer, content):
-                raise BadRowError(self._conflict(row, file, item, correct, answer))
-            self._repeated += 1
-            return
-        if not self._files or self._files[-1] is not file:
-            self._files.append(file)
-        self._correct.append(correct)
-        self._scores.append(score)
-        self._doc_hashes.append(content)
-        self._answers.append(self._shared(answer))
-        self._targets.append(self._shared(target))
-        self._places.extend((len(self._files) - 1, line))
-
-    def predictions(self) -> Predictions:
-        """The columns gathered so far."""
-        return Predictions(
-            task=self.task,
-            metric=self.metric,
-            filter=self.filter,
-            ids=list(self._row_of),
-            correct=np.array(self._correct, dtype=np.int8),
-            scores=np.array(self._scores, dtype=np.float64),
-            answers=self._answers,
-            targets=self._targets,
-            doc_hashes=np.array(self._doc_hashes, dtype=np.uint64),
-            repeated=self._repeated,
-        )
-
-    def _conflict(self, row: int, file: Path, item: str, correct: int, answer: str | None) -> str:
-        earlier_file, earlier_line = self._files[self._places[2 * row]], self._places[2 * row + 1]
-        where = f"line {earlier_line}" if earlier_file == file else f"{earlier_file}:{earlier_line}"
-        if self._correct[row] != correct:
-            change = f"was {_OUTCOME_NAMES[self._correct[row]]} in {where} and is {_OUTCOME_NAMES[correct]} here"
-        elif self._answers[row] != answer:
-            change = f"was answered {quoted(self._answers[row])} in {where} and {quoted(answer)} here"
-        else:
-            change = f"has another doc_hash in {where}"
-        return f"id {quoted(item)} {change}; {self._repeat_remedy}"
-
-    def _shared(self, text: str | None) -> str | None:
-        return text if text is None or len(text) > 24 else self._short_texts.setdefault(text, text)
-
-
-def _hash_head(doc_hash: str | None) -> int:
-    """64 bits are plenty to notice that two items differ, in 8 bytes instead of the text's 113."""
-    if not doc_hash:
-        return 0
-    try:
-        head = int(doc_hash[:16], 16)
-    except ValueError:
-        head = -1
-    if head < 0:
-        raise BadRowError(f"doc_hash is {quoted(doc_hash)}; expected hexadecimal digits")
-    return head
+def inside(value: object, path: Sequence[str]) -> object:
+    """What stands at a path into nested objects; None where it breaks off."""
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def located(file: Path, line: int, fault: BadRowError) -> LogError:

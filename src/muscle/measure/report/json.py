@@ -1,62 +1,68 @@
-"""The Comparison as JSON (documented in docs/logs.md): the same inputs give the same bytes."""
+"""The Comparison as JSON (documented in docs/json.md): the same inputs give the same bytes."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from muscle import __version__
-from muscle.errors import MuscleError
-from muscle.measure.comparison import Comparison, TaskComparison
-from muscle.measure.logs.source import reads
+from muscle.measure.gate import Verdict
+from muscle.measure.measures import notable
+from muscle.measure.report.files import write_whole
+from muscle.measure.report.text import signature
+from muscle.measure.results import Comparison, Measures
 
-SCHEMA = 1
+SCHEMA = 2
 
 
-def to_json(comparison: Comparison) -> bytes:
+def to_json(comparison: Comparison, verdict: Verdict | None = None) -> bytes:
     """Render as UTF-8 JSON, indented, with a final newline; undefined values are null."""
     document = {
         "schema": SCHEMA,
         "muscle": __version__,
+        "signature": signature(comparison),
+        **({"verdict": verdict} if verdict else {}),
         "inputs": comparison.inputs,
+        "missing": comparison.missing,
+        "confidence": comparison.confidence,
         "seed": comparison.seed,
         "resamples": comparison.resamples,
+        "cluster": comparison.cluster,
+        "clusters": comparison.clusters,
         "notes": comparison.notes,
-        **_flat(comparison),
+        **_flat(comparison.total),
     }
     if len(comparison.tasks) > 1:
         document["tasks"] = {name: _flat(task) for name, task in comparison.tasks.items()}
+    if comparison.slices:
+        document["slices"] = [
+            {"column": part.column, "value": part.value, "q_value": part.q_value, **_flat(part.measures)}
+            for part in comparison.slices
+        ]
+    if comparison.repeats:
+        document["repeats"] = comparison.repeats
+    document["items"] = _items(comparison)
     return msgspec.json.format(msgspec.json.encode(_encodable(msgspec.to_builtins(document))), indent=2) + b"\n"
 
 
-def write_json(comparison: Comparison, file: Path) -> None:
+def write_json(comparison: Comparison, file: Path, verdict: Verdict | None = None) -> None:
     """Write `to_json` to a file, whole or not at all.
 
     Raises:
         MuscleError: The file cannot be written, or one of the logs is read from it.
     """
-    content = to_json(comparison)
-    try:
-        for role, source in comparison.inputs.items():
-            if reads(Path(source.path), file):
-                raise MuscleError(f"{file}: belongs to the {role} log ({source.path}); write the JSON to another file")
-        if file.exists() and not file.is_file():  # a pipe or a device, which cannot be replaced
-            file.write_bytes(content)
-        else:
-            _replace(Path(os.path.realpath(file)), content)
-    except OSError as error:
-        raise MuscleError(f"{file}: cannot be written ({error.strerror}); check the folder") from None
+    write_whole(comparison, file, to_json(comparison, verdict))
 
 
-def _replace(file: Path, content: bytes) -> None:
-    """Write beside the file and rename: whoever looks sees the old content or the new, never half of it."""
-    draft = file.with_name(f".muscle-{os.getpid()}.tmp")
-    try:
-        draft.write_bytes(content)
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
+def _items(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
+    """The items that people want to see by name, in the order of the old log."""
+    items: dict[str, list[dict[str, Any]]] = {}
+    for task in comparison.items:
+        for kind, rows in notable(task).items():
+            named = items.setdefault(kind, [])
+            for item, draw in task.items(rows):
+                named.append({"task": task.task, "id": item} | ({"draw": draw} if task.asked else {}))
+    return items
 
 
 def _encodable(value: Any) -> Any:
@@ -70,9 +76,13 @@ def _encodable(value: Any) -> Any:
     return value
 
 
-def _flat(task: TaskComparison) -> dict[str, Any]:
-    """The update's fields at the top, where a user looks for `nfr`; the rest beside them where there are three logs."""
-    fields: dict[str, Any] = msgspec.to_builtins(task.update)
-    if task.compatible:
-        fields |= {"compatible": task.compatible, "alignment": task.alignment}
+def _flat(measures: Measures) -> dict[str, Any]:
+    """The update's fields at the top, where a user looks for `nfr`; the other models' beside them."""
+    fields: dict[str, Any] = msgspec.to_builtins(measures.update)
+    if measures.compatible:
+        fields |= {"compatible": measures.compatible, "alignment": measures.alignment}
+    if measures.floor:
+        fields["floor"] = measures.floor
+    if measures.controls:
+        fields["controls"] = measures.controls
     return fields

@@ -1,0 +1,269 @@
+"""Rows gathered into the columns of Predictions, one collector per task; settles rows that name the same item."""
+
+import math
+import re
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter, lt
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from muscle.errors import quoted
+from muscle.measure.logs.rows import BadRowError, Row, Selection, Task, located
+from muscle.measure.predictions import MISSING, RIGHT, UNSCORED, WRONG, Predictions
+from muscle.measure.similarity import as_number, scorer
+
+_OUTCOME_NAMES = {RIGHT: "right", WRONG: "wrong", UNSCORED: "unscored"}
+_LONGEST_NUMBER = 40  # in characters; what is longer is not compared as a number
+_MAX_KNOWN = 100_000
+_TOGETHER = 512  # rows
+_HEAD = 16  # hexadecimal digits
+_HEXADECIMAL = re.compile(r"[0-9a-fA-F]+")
+
+
+def gather(rows: Iterable[Row], selection: Selection) -> dict[str, Predictions]:
+    """Columns by task, in order of appearance.
+
+    Raises:
+        LogError: An item occurs twice with different outcomes, and no choice was made.
+    """
+    collectors: dict[str, Collector] = {}
+    latest: Collector | None = None
+    for row in rows if selection.text_score is None else _scored(rows, selection):
+        if latest is None or latest.task is not row.task:  # rows of a task come together
+            latest = collectors.get(row.task.name)
+            if latest is None:
+                latest = collectors[row.task.name] = Collector(row.task, selection)
+        latest.add(row)
+    return {name: collector.predictions() for name, collector in collectors.items()}
+
+
+def _scored(rows: Iterable[Row], selection: Selection) -> Iterator[Row]:
+    """The rows graded by their texts; an exact match says right or wrong, every other score is a grade."""
+    name = selection.text_score or ""
+    score = scorer(name, numeric=selection.numeric)
+    tasks: dict[Task, Task] = {}
+    for row in rows:
+        judges = name == "exact_match"
+        known = row.answer is not None and row.targets
+        value = score(row.answer, row.targets) if row.answer is not None and row.targets else math.nan
+        if judges:
+            row.correct = (RIGHT if value else WRONG) if known else UNSCORED
+        else:
+            row.score = value
+        if row.task not in tasks:
+            old = row.task
+            tasks[old] = (
+                Task(old.name, name, old.filter, old.score, old.repeat_remedy)
+                if judges
+                else Task(old.name, old.metric, old.filter, name, old.repeat_remedy)
+            )
+        row.task = tasks[row.task]
+        yield row
+
+
+class Collector:
+    """The rows of one task.
+
+    Rows are taken into the columns some hundreds at a time, which costs a third of doing it one by one.
+    """
+
+    def __init__(self, task: Task, selection: Selection) -> None:
+        """Start an empty task."""
+        self.task = task
+        self._duplicates = selection.duplicates
+        self._waiting: list[Row] = []
+        self._row_of: dict[str | tuple[str, int], int] = {}
+        self._highest = -math.inf  # id so far; infinity once they do not go up
+        self._ids: list[str] = []
+        self._draws = array("i")
+        self._correct = array("b")
+        self._scores = array("d")
+        self._answers = array("q")
+        self._numbers = array("q")
+        self._targets = array("q")
+        self._doc_hashes = array("Q")
+        self._labels: list[list[str | None]] = [[] for _ in selection.labels]
+        self._names = selection.labels
+        # Keys of short answers, of which there are few.
+        self._known: dict[str | None, tuple[int, int]] = {None: (MISSING, MISSING)}
+        self._shared: dict[str | None, str | None] = {}  # one object per distinct label
+        self._files: list[tuple[int, Path]] = []  # for messages: from which row on, and the file
+        self._lines = array("I")
+        self._asked: dict[str, int] = {}  # by id, the number of its last draw, where repeated rows are draws
+        self._repeated = 0
+        self._conflicting = 0
+
+    def add(self, row: Row) -> None:
+        """Append a row.
+
+        Raises:
+            LogError: An item was met before with another outcome, answer or content.
+        """
+        self._waiting.append(row)
+        if len(self._waiting) == _TOGETHER:
+            self._flush()
+
+    def predictions(self) -> Predictions:
+        """The columns of all rows; draws are numbered from 0, whatever the log calls them.
+
+        Raises:
+            LogError: As of `add`.
+        """
+        self._flush()
+        draws, scores = np.asarray(self._draws), np.asarray(self._scores)
+        answers, numbers = np.asarray(self._answers), np.asarray(self._numbers)
+        if (draws == draws[:1]).all():
+            draws = np.broadcast_to(np.int32(0), draws.shape)  # a column in four bytes
+        else:
+            draws = np.unique(draws, return_inverse=True)[1].astype(np.int32)
+        if np.isnan(scores).all():
+            scores = np.broadcast_to(np.nan, scores.shape)
+        return Predictions(
+            task=self.task.name,
+            metric=self.task.metric,
+            filter=self.task.filter,
+            score=self.task.score,
+            ids=self._ids,
+            draws=draws,
+            correct=np.asarray(self._correct),
+            scores=scores,
+            answers=answers,
+            numbers=answers if np.array_equal(answers, numbers) else numbers,
+            targets=np.asarray(self._targets),
+            doc_hashes=np.asarray(self._doc_hashes),
+            labels=dict(zip(self._names, self._labels, strict=True)),
+            repeated=self._repeated,
+            conflicting=self._conflicting,
+        )
+
+    def _flush(self) -> None:
+        """Take the waiting rows into the columns, all at once if none of their items was met before."""
+        rows, self._waiting = self._waiting, []
+        if self._duplicates == "draws":
+            for row in rows:
+                row.draw = self._asked[row.id] = self._asked.get(row.id, -1) + 1
+        if not rows:
+            return
+        if self._all_ascend(rows):
+            self._extend(rows)
+            return
+        keys = [_item_key(row.id, row.draw) for row in rows]
+        if len(set(keys)) == len(keys) and self._index().keys().isdisjoint(keys):
+            self._extend(rows)
+            return
+        for row, key in zip(rows, keys, strict=True):
+            place = self._index().get(key)
+            if place is None:
+                self._extend([row])
+            else:
+                self._settle(place, row)
+
+    def _all_ascend(self, rows: Sequence[Row]) -> bool:
+        """Whether the ids are numbers that only go up, as the harness writes them: then no item was met before."""
+        if self._highest == math.inf:
+            return False
+        try:
+            numbers = [self._highest, *[int(row.id) for row in rows]]
+        except ValueError:
+            numbers = [math.inf, math.inf]
+        if all(map(lt, numbers, numbers[1:])):
+            self._highest = numbers[-1]
+            return True
+        self._highest = math.inf
+        return False
+
+    def _index(self) -> Mapping[str | tuple[str, int], int]:
+        """The row that each item is in; kept only where it is needed, for it takes more memory than all columns."""
+        for place in range(len(self._row_of), len(self._ids)):
+            self._row_of[_item_key(self._ids[place], self._draws[place])] = place
+        return self._row_of
+
+    def _extend(self, rows: Sequence[Row]) -> None:
+        """Append rows of new items, at least one."""
+        cells = dict(zip(Row.__struct_fields__, zip(*map(msgspec.structs.astuple, rows), strict=True), strict=True))
+        self._ids += cells["id"]
+        known = self._known
+        answers = [known.get(answer) or self._answer_keys(answer) for answer in cells["answer"]]
+        for column, values in (
+            (self._draws, cells["draw"]),
+            (self._correct, cells["correct"]),
+            (self._scores, cells["score"]),
+            (self._answers, [key for key, _ in answers]),
+            (self._numbers, [number for _, number in answers]),
+            (self._targets, [_key("\0".join(targets)) if targets else MISSING for targets in cells["targets"]]),
+            (self._doc_hashes, _hash_heads(rows, cells["doc_hash"])),
+            (self._lines, cells["line"]),
+        ):
+            column.extend(array(column.typecode, values))  # twice as fast as extending by the values
+        for place, file in enumerate(cells["file"], len(self._ids) - len(rows)):
+            if not self._files or self._files[-1][1] is not file:
+                self._files.append((place, file))
+        for texts, labels in zip(self._labels, zip(*cells["labels"], strict=True), strict=True):
+            texts += [self._shared.setdefault(label, label) for label in labels]
+
+    def _answer_keys(self, answer: str | None) -> tuple[int, int]:
+        """Keys of an answer as text and as number."""
+        if answer is None:
+            return MISSING, MISSING
+        key = _key(answer)
+        number = as_number(answer) if len(answer) <= _LONGEST_NUMBER else None
+        keys = key, key if number is None else _key(number)
+        if len(answer) <= _LONGEST_NUMBER and len(self._known) < _MAX_KNOWN:
+            self._known[answer] = keys
+        return keys
+
+    def _settle(self, place: int, row: Row) -> None:
+        """Decide what a second row of one item is: the same again, a choice that the user made, or a fault."""
+        answer, number = self._answer_keys(row.answer)
+        (content,) = _hash_heads([row], [row.doc_hash])
+        outcome = (self._correct[place], self._answers[place], self._doc_hashes[place])
+        earlier_score = self._scores[place]
+        same_score = earlier_score == row.score or (math.isnan(earlier_score) and math.isnan(row.score))
+        if outcome == (row.correct, answer, content) and same_score:
+            self._repeated += 1
+            return
+        if self._duplicates == "error":
+            raise located(row.file, row.line, BadRowError(self._conflict(place, row, answer, content)))
+        self._conflicting += 1
+        if self._duplicates == "last":
+            self._correct[place], self._scores[place] = row.correct, row.score
+            self._answers[place], self._numbers[place], self._doc_hashes[place] = answer, number, content
+
+    def _conflict(self, place: int, row: Row, answer: int, content: int) -> str:
+        file, line = self._files[bisect_right(self._files, place, key=itemgetter(0)) - 1][1], self._lines[place]
+        where = f"line {line}" if file == row.file else f"{file}:{line}"
+        if self._correct[place] != row.correct:
+            was = _OUTCOME_NAMES[self._correct[place]]
+            change = f"was {was} in {where} and is {_OUTCOME_NAMES[row.correct]} here"
+        elif self._answers[place] != answer:
+            change = f"has another answer in {where} than here ({quoted(row.answer)})"
+        elif self._doc_hashes[place] != content:
+            change = f"has another doc_hash in {where}"
+        else:
+            change = f"was graded {self._scores[place]:g} in {where} and is graded {row.score:g} here"
+        return f"id {quoted(row.id)} {change}; {self.task.repeat_remedy}"
+
+
+def _item_key(item: str, draw: int) -> str | tuple[str, int]:
+    return (item, draw) if draw else item
+
+
+def _key(text: str) -> int:
+    """A text's key: Python's own hash, 64 bits and seeded by chance for each process: nobody can aim at a collision."""
+    return hash(text) or 1
+
+
+def _hash_heads(rows: Sequence[Row], doc_hashes: Sequence[str | None]) -> list[int]:
+    """64 bits of each are plenty to notice that two items differ, in 8 bytes instead of the text's 113."""
+    try:
+        heads = [int(value[:_HEAD], 16) if value else 0 for value in doc_hashes]
+        if min(heads) >= 0:
+            return heads
+    except ValueError:
+        pass
+    bad = next(row for row in rows if row.doc_hash and not _HEXADECIMAL.fullmatch(row.doc_hash[:_HEAD]))
+    raise located(bad.file, bad.line, BadRowError(f"doc_hash is {quoted(bad.doc_hash)}; expected hexadecimal digits"))

@@ -1,0 +1,87 @@
+"""Zip files from strangers, read member by member: every fault is a LogError, and no member fills the memory."""
+
+import lzma
+import struct
+import sys
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from muscle.errors import LogError, quoted
+
+if sys.version_info >= (3, 14):
+    import zipfile
+
+    from compression.zstd import ZstdError
+else:  # inspect_ai compresses with zstandard (method 93), which the standard zipfile reads since 3.14
+    from backports.zstd import ZstdError, zipfile
+
+LARGEST_MEMBER = 1 << 29
+"""In bytes, unpacked: far above any sample of an evaluation, and still in memory."""
+
+_ENCRYPTED = 0x1
+_FAULTS = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, ZstdError, struct.error),
+    *(EOFError, NotImplementedError, OSError, OverflowError, RuntimeError, ValueError),
+)
+
+
+class Archive:
+    """An open zip file; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file and read its list of members.
+
+        Raises:
+            LogError: It is no zip file, or is cut off.
+        """
+        self._path = path
+        self._file = path.open("rb")
+        try:
+            self._zip = zipfile.ZipFile(self._file)
+        except _FAULTS as error:
+            self._file.close()
+            raise LogError(f"{path}: not a zip file, or cut off ({_reason(error)}); copy the log anew") from None
+        # Of members with one name the last one counts: who rewrites a member appends it.
+        self._members = {member.filename: member for member in self._zip.infolist()}
+
+    def __enter__(self) -> Self:
+        """The archive itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self._zip.close()
+        self._file.close()
+
+    @property
+    def names(self) -> list[str]:
+        """The members' names, in the order of the file."""
+        return list(self._members)
+
+    def read(self, name: str) -> bytes:
+        """Unpack a member.
+
+        Raises:
+            LogError: It is damaged, encrypted, packed by an unknown method, or larger than LARGEST_MEMBER.
+        """
+        member = self._members[name]
+        where = f"{self._path}: {quoted(name)}"
+        if member.flag_bits & _ENCRYPTED:
+            raise LogError(f"{where} is encrypted; unpack the log with its password, and pack it without")
+        try:
+            with self._zip.open(member) as stream:
+                data = stream.read(LARGEST_MEMBER + 1)
+        except _FAULTS as error:
+            raise LogError(f"{where} cannot be unpacked ({_reason(error)}); copy the log anew") from None
+        if len(data) > LARGEST_MEMBER:
+            size = LARGEST_MEMBER >> 20
+            raise LogError(f"{where} is larger than {size} MiB unpacked; take the sample out of the log")
+        return data
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
