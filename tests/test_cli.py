@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .command import GOOD, MUSCLE, NEW, muscle
+from .command import GOOD, MUSCLE, muscle
 
 
 def test_compare_prints_and_writes_the_same(logs: Path) -> None:

@@ -12,10 +12,18 @@ LM_EVAL = '{"doc_id": 0, "filtered_resps": ["x"], "filter": "none", "metrics": [
 ERRORS: dict[str, tuple[str, str | None, str]] = {
     "wrong path": ("nwe.jsonl", None, "nwe.jsonl: no such file or folder; did you mean new.jsonl?"),
     "wrong path, nothing like it": ("a/b/c", None, "a/b/c: no such file or folder; check the path"),
-    "an empty folder": ("empty", None, "empty: no .jsonl, .json, .csv, .eval, .parquet, .arrow file in this folder or below; expected"),
+    "an empty folder": (
+        "empty",
+        None,
+        "empty: no .jsonl, .json, .csv, .eval, .parquet, .arrow file",
+    ),
     "an empty file": ("x.jsonl", "", "x.jsonl: the file is empty; run the evaluation again"),
     "a blank file": ("x.jsonl", "\n\n", "x.jsonl: the file is empty; run the evaluation again"),
-    "unknown fields": ("x.jsonl", '{"item": 1}\n', "x.jsonl: unknown format with the fields 'item'; expected a baseline"),
+    "unknown fields": (
+        "x.jsonl",
+        '{"item": 1}\n',
+        "x.jsonl: unknown format with the fields 'item'; expected",
+    ),
     "unknown columns": (
         "x.csv",
         "id;correct\n1;1\n",

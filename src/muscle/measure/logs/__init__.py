@@ -233,7 +233,8 @@ def _near_miss(file: LogFile, selection: Selection) -> str | None:
     if recognised(found):
         needed = [name for name in found if not recognised(found.keys() - {name})]
         wrong = [f"{quoted(name)} by {quoted(found[name])}" for name in needed if name != found[name]]
-        return f"did you mean {' and '.join(wrong)}? Names must fit to the letter; rename the fields, or name them with --column"
+        remedy = "rename the fields, or name them with --column"
+        return f"did you mean {' and '.join(wrong)}? Names must fit to the letter; {remedy}"
     for separator in (";", "\t", "|") if file.kind == "csv" else ():
         if recognised(cell.strip('" ').lower() for field in fields for cell in field.split(separator)):
             return f"the columns are separated by {quoted(separator)}; separate them by commas"
