@@ -1,0 +1,1 @@
+"""What the HTML page is made of: templates, style and scripts, and the Python that feeds them."""
