@@ -96,15 +96,12 @@ def numbered(*ids: object) -> list[Row]:
     return [Row(TASK, FILE, line, str(item), 1, "a") for line, item in enumerate(ids, 1)]
 
 
-def test_ascending_ids_need_no_index(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ascending_ids_need_no_index() -> None:
     """The index takes more memory than all columns; a log of the harness is in the order of its ids."""
-    monkeypatch.setattr(collector, "_TOGETHER", 4)
     in_order = collector.Collector(TASK, Selection())
-    for row in numbered(*range(0, 40, 2)):
-        in_order.add(row)
+    in_order.add(numbered(*range(0, 40, 2)))
     assert not in_order._row_of
-    for row in numbered(3, 38, "x"):
-        in_order.add(row)
+    in_order.add(numbered(3, 38, "x"))
     assert in_order.predictions().ids == [*map(str, range(0, 40, 2)), "3", "x"]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from muscle.measure.statistics import RESAMPLES, FloatArray, IntArray
 
-BINS = 2048
+BINS = 512
 """Kinds of scored items that a bootstrap tells apart; more distinct differences are pooled to these."""
 
 CHUNK = 2**21

@@ -8,6 +8,7 @@ import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -49,6 +50,7 @@ class Reader(Protocol):
 READERS: tuple[Reader, ...] = (baseline, lm_eval, lm_eval_old, inspect_ai, helm, promptfoo, table)
 FORMATS = tuple(reader.FORMAT for reader in READERS)
 EXPECTED = " or ".join(reader.EXPECTS for reader in READERS)
+_MOST_TRIED = 50  # names of fields; recognising a file takes a millisecond
 
 Source = object
 """What a user may name as a log: a path, "-" for standard input, or a Python object that holds rows."""
@@ -130,7 +132,8 @@ class OpenLog:
                 draw = asked[task, row.id] = asked.get((task, row.id), -1) + 1
                 numbers[task].add(draw)
             if (task, row.id, draw) not in found or self.selection.duplicates == "last":
-                found[task, row.id, draw] = Texts(row.input, " | ".join(row.targets) or None, row.answer)
+                targets = dict.fromkeys(row.targets)
+                found[task, row.id, draw] = Texts(row.input, " | ".join(targets) or None, row.answer)
         ranks = {task: {number: rank for rank, number in enumerate(sorted(drawn))} for task, drawn in numbers.items()}
         by_item = {(task, (item, ranks[task][draw])): texts for (task, item, draw), texts in found.items()}
         return {key: texts for key, texts in by_item.items() if key[1] in wanted[key[0]]}
@@ -231,10 +234,12 @@ def _near_miss(file: LogFile, selection: Selection) -> str | None:
 
     found = {field.strip().lower(): field for field in fields}
     if recognised(found):
-        needed = [name for name in found if not recognised(found.keys() - {name})]
-        wrong = [f"{quoted(name)} by {quoted(found[name])}" for name in needed if name != found[name]]
+        unlike = islice((name for name in found if name != found[name]), _MOST_TRIED)
+        needed = (name for name in unlike if not recognised(found.keys() - {name}))
+        wrong = [f"{quoted(name)} by {quoted(found[name])}" for name in needed]
         remedy = "rename the fields, or name them with --column"
-        return f"did you mean {' and '.join(wrong)}? Names must fit to the letter; {remedy}"
+        if wrong:
+            return f"did you mean {' and '.join(wrong)}? Names must fit to the letter; {remedy}"
     for separator in (";", "\t", "|") if file.kind == "csv" else ():
         if recognised(cell.strip('" ').lower() for field in fields for cell in field.split(separator)):
             return f"the columns are separated by {quoted(separator)}; separate them by commas"

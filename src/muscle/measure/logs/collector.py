@@ -5,7 +5,8 @@ import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import itemgetter, lt
+from itertools import groupby, islice
+from operator import attrgetter, itemgetter, lt
 from pathlib import Path
 
 import msgspec
@@ -31,13 +32,12 @@ def gather(rows: Iterable[Row], selection: Selection) -> dict[str, Predictions]:
         LogError: An item occurs twice with different outcomes, and no choice was made.
     """
     collectors: dict[str, Collector] = {}
-    latest: Collector | None = None
-    for row in rows if selection.text_score is None else _scored(rows, selection):
-        if latest is None or latest.task is not row.task:  # rows of a task come together
-            latest = collectors.get(row.task.name)
-            if latest is None:
-                latest = collectors[row.task.name] = Collector(row.task, selection)
-        latest.add(row)
+    rest = iter(rows if selection.text_score is None else _scored(rows, selection))
+    while together := list(islice(rest, _TOGETHER)):
+        for task, part in groupby(together, attrgetter("task")):
+            if task.name not in collectors:
+                collectors[task.name] = Collector(task, selection)
+            collectors[task.name].add(list(part))
     return {name: collector.predictions() for name, collector in collectors.items()}
 
 
@@ -66,16 +66,12 @@ def _scored(rows: Iterable[Row], selection: Selection) -> Iterator[Row]:
 
 
 class Collector:
-    """The rows of one task.
-
-    Rows are taken into the columns some hundreds at a time, which costs a third of doing it one by one.
-    """
+    """The columns of one task; they grow by some hundreds of rows at a time, which costs a third of one by one."""
 
     def __init__(self, task: Task, selection: Selection) -> None:
         """Start an empty task."""
         self.task = task
         self._duplicates = selection.duplicates
-        self._waiting: list[Row] = []
         self._row_of: dict[str | tuple[str, int], int] = {}
         self._highest = -math.inf  # id so far; infinity once they do not go up
         self._ids: list[str] = []
@@ -97,23 +93,31 @@ class Collector:
         self._repeated = 0
         self._conflicting = 0
 
-    def add(self, row: Row) -> None:
-        """Append a row.
+    def add(self, rows: Sequence[Row]) -> None:
+        """Append rows: all at once if none of their items was met before.
 
         Raises:
             LogError: An item was met before with another outcome, answer or content.
         """
-        self._waiting.append(row)
-        if len(self._waiting) == _TOGETHER:
-            self._flush()
+        if self._duplicates == "draws":
+            for row in rows:
+                row.draw = self._asked[row.id] = self._asked.get(row.id, -1) + 1
+        if self._all_ascend(rows):
+            self._extend(rows)
+            return
+        keys = [_item_key(row.id, row.draw) for row in rows]
+        if len(set(keys)) == len(keys) and self._index().keys().isdisjoint(keys):
+            self._extend(rows)
+            return
+        for row, key in zip(rows, keys, strict=True):
+            place = self._index().get(key)
+            if place is None:
+                self._extend([row])
+            else:
+                self._settle(place, row)
 
     def predictions(self) -> Predictions:
-        """The columns of all rows; draws are numbered from 0, whatever the log calls them.
-
-        Raises:
-            LogError: As of `add`.
-        """
-        self._flush()
+        """The columns of all rows; draws are numbered from 0, whatever the log calls them."""
         draws, scores = np.asarray(self._draws), np.asarray(self._scores)
         answers, numbers = np.asarray(self._answers), np.asarray(self._numbers)
         if (draws == draws[:1]).all():
@@ -139,28 +143,6 @@ class Collector:
             repeated=self._repeated,
             conflicting=self._conflicting,
         )
-
-    def _flush(self) -> None:
-        """Take the waiting rows into the columns, all at once if none of their items was met before."""
-        rows, self._waiting = self._waiting, []
-        if self._duplicates == "draws":
-            for row in rows:
-                row.draw = self._asked[row.id] = self._asked.get(row.id, -1) + 1
-        if not rows:
-            return
-        if self._all_ascend(rows):
-            self._extend(rows)
-            return
-        keys = [_item_key(row.id, row.draw) for row in rows]
-        if len(set(keys)) == len(keys) and self._index().keys().isdisjoint(keys):
-            self._extend(rows)
-            return
-        for row, key in zip(rows, keys, strict=True):
-            place = self._index().get(key)
-            if place is None:
-                self._extend([row])
-            else:
-                self._settle(place, row)
 
     def _all_ascend(self, rows: Sequence[Row]) -> bool:
         """Whether the ids are numbers that only go up, as the harness writes them: then no item was met before."""

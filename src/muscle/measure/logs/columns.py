@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from muscle.errors import quoted
-from muscle.measure.logs.rows import BadRowError, located
+from muscle.measure.logs.rows import BadRowError, listed, located
 
 Fields = Mapping[str, Any]
 """The fields of a table's rows, each with what one of them holds in it, so that nested fields show; None otherwise."""
@@ -42,7 +42,7 @@ def find(name: str, fields: Fields) -> tuple[str, ...] | None:
 
 def suggestion(name: str, fields: Fields) -> str:
     """The way out where no column has this name."""
-    names = list(_dotted(fields))
+    names = listed(_dotted(fields))
     near = difflib.get_close_matches(name, names, n=1) or [
         known for known in names if known.rpartition(".")[2].lower() == name.lower()
     ]

@@ -24,7 +24,7 @@ from muscle.measure.logs.documents import (
     shallow,
 )
 from muscle.measure.logs.inspect_samples import Sample
-from muscle.measure.logs.lm_eval_metrics import first_that_judges
+from muscle.measure.logs.lm_eval_metrics import MOST_TRIED, first_that_judges
 from muscle.measure.logs.rows import BadRowError, Row, Selection, Task, as_id, as_score, as_text
 from muscle.measure.logs.source import LogFile
 from muscle.measure.predictions import UNSCORED
@@ -222,7 +222,7 @@ class _Reading:
 
     def _judge(self, score: str | None) -> str | None:
         """The first measure that is right or wrong in every sample, the one that grades last; there may be none."""
-        names = sorted(self.measures, key=lambda name: name == score)
+        names = sorted(self.measures[:MOST_TRIED], key=lambda name: name == score)
         found = (place.sample for place in _places(self._log.file, Sample))
         return first_that_judges(
             names, ([samples.worth(samples.find(one, name)[1]) for name in names] for one in found)

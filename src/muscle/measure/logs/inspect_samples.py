@@ -3,14 +3,14 @@
 Read off inspect_ai itself: `log/_log.py` EvalSample, `scorer/_metric.py` value_to_float.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from keyword import iskeyword
 from typing import Any, Final, cast
 
 import msgspec
 
 from muscle.measure.logs.documents import at, chat_text, content_hash, plain_text
-from muscle.measure.logs.rows import as_outcome, as_text
+from muscle.measure.logs.rows import as_outcome, as_text, listed
 from muscle.measure.predictions import UNSCORED
 
 _GRADES: Final = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
@@ -70,15 +70,16 @@ def with_fields(sample_type: type[Sample], paths: Sequence[str]) -> type[Sample]
 
 def measures(sample: Sample) -> list[str]:
     """What can say right or wrong: each scorer, or of one that gives several values "scorer.key" for each."""
-    names = []
+    return listed(_measures(sample))
+
+
+def _measures(sample: Sample) -> Iterator[str]:
     for scorer, score in sample.by_scorer().items():
-        if isinstance(score.value, dict):
-            names += [f"{scorer}.{key}" for key in score.value]
-        elif isinstance(score.value, list):
-            names += [f"{scorer}.{index}" for index in range(len(score.value))]
+        if isinstance(score.value, dict | list):
+            keys: Iterable[object] = score.value if isinstance(score.value, dict) else range(len(score.value))
+            yield from (f"{scorer}.{key}" for key in keys)
         else:
-            names.append(scorer)
-    return names
+            yield scorer
 
 
 def find(sample: Sample, measure: str | None) -> tuple[_Score | None, object]:
@@ -162,6 +163,6 @@ def in_words(letters: str | None, sample: Sample) -> str | None:
     if letters is None or not isinstance(sample.choices, list):
         return letters
     places = [ord(letter) - ord("A") if len(letter) == 1 else -1 for letter in letters.split(", ")]
-    if not all(0 <= place < len(sample.choices) for place in places):
+    if not all(0 <= place < len(sample.choices) for place in places) or len(set(places)) < len(places):
         return letters
     return " | ".join(as_text(sample.choices[place]) or "" for place in places)

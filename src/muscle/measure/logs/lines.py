@@ -104,6 +104,8 @@ def _elements(file: Path) -> Iterator[tuple[int, bytes]]:
 
     The file is mapped, not read, and the list is never built: what is in memory at a time is one element.
     """
+    if not file.stat().st_size:  # which cannot be mapped
+        raise LogError(f"{file}: the file is empty; run the evaluation again, or leave the file out")
     with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
         begin = len(_BYTE_ORDER_MARK) if content[: len(_BYTE_ORDER_MARK)] == _BYTE_ORDER_MARK else 0
         line, start, end, depth = 1, begin, begin, 0

@@ -3,10 +3,10 @@
 Read off the harness itself (0.4.13): `api/task.py` process_results picks the answer that its metrics judge.
 """
 
-import ast
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -20,8 +20,14 @@ from muscle.measure.logs.rows import BadRowError, as_text
 # Metrics that divide a choice's log-likelihood by the choice's length before taking the best.
 LENGTHS: dict[str | None, Callable[[str], int]] = {
     "acc_norm": len,
-    "acc_bytes": lambda choice: len(choice.encode()),
+    "acc_bytes": lambda choice: len(choice.encode(errors="surrogatepass")),
 }
+
+# A text and a list of texts as Python prints them: ast.literal_eval takes 10 s and 500 MB for a megabyte.
+_ESCAPE = r"""\\(?:[\\'"nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U00(?:0[0-9a-f]|10)[0-9a-f]{4})"""
+_QUOTED = rf"""(?:'(?:[^'\\\n]++|{_ESCAPE})*+'|"(?:[^"\\\n]++|{_ESCAPE})*+")"""
+_TEXT, _TEXT_LIST = re.compile(_QUOTED), re.compile(rf"\[{_QUOTED}(?:, ?{_QUOTED})*+\]")
+LONGEST_INDEX = 9  # digits
 
 
 class Response(msgspec.Struct, array_like=True, gc=False):
@@ -178,15 +184,13 @@ def _choice_lengths(choices: Sequence[object], length: Callable[[str], int]) -> 
 def targets_of(value: object) -> tuple[str, ...]:
     """The true answers: several where the target is a list, which 0.4.3 and later write as Python prints it."""
     if isinstance(value, str):
-        if not value.startswith(("['", '["')):
-            return (value,)
-        text = value
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return (text,)
+        return tuple(map(_unquoted, _TEXT.findall(value))) if _TEXT_LIST.fullmatch(value) else (value,)
     texts = map(as_text, value if isinstance(value, list | tuple) else [value])
     return tuple(text for text in texts if text is not None)
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1].encode("latin-1", "backslashreplace").decode("unicode_escape")
 
 
 def in_words(
@@ -208,7 +212,8 @@ def in_words(
     choices = _choices(arguments[: number // 2 if doubled else number], row.doc)
 
     def named(index: str) -> str:
-        return choices[int(index)] if index.isdecimal() and int(index) < len(choices) else index
+        is_index = index.isdecimal() and len(index) <= LONGEST_INDEX and int(index) < len(choices)
+        return choices[int(index)] if is_index else index
 
     return prompt, None if answer is None else named(answer), tuple(map(named, targets))
 

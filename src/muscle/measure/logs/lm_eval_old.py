@@ -16,7 +16,7 @@ import msgspec
 
 from muscle.errors import LogError
 from muscle.measure.logs.lines import list_rows
-from muscle.measure.logs.lm_eval_answers import LENGTHS, targets_of, unlike_parts
+from muscle.measure.logs.lm_eval_answers import LENGTHS, LONGEST_INDEX, targets_of, unlike_parts
 from muscle.measure.logs.lm_eval_metrics import Measure, check_named, choose, first_that_judges, notes_by_task
 from muscle.measure.logs.rows import BadRowError, Row, Selection, Task, as_id, as_score, as_text, inside, located
 from muscle.measure.logs.source import LogFile
@@ -175,6 +175,7 @@ def _in_words(
     prompt, choices = unlike_parts(prompts)
 
     def named(index: str) -> str:
-        return f"{index}: {choices[int(index)]}" if index.isdecimal() and int(index) < len(choices) else index
+        is_index = index.isdecimal() and len(index) <= LONGEST_INDEX and int(index) < len(choices)
+        return f"{index}: {choices[int(index)]}" if is_index else index
 
     return prompt, None if answer is None else named(answer), tuple(map(named, targets))

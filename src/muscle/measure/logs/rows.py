@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ _OUTCOME_TEXTS = {"true": RIGHT, "1": RIGHT, "1.0": RIGHT, "false": WRONG, "0": 
 OUTCOMES: Mapping[object, int] = {1: RIGHT, 0: WRONG, None: UNSCORED}
 """What nearly every cell is, to look up before asking `as_outcome`; True and 1.0 are the key 1."""
 _WHOLE_FLOAT = re.compile(r"(-?[0-9]+)\.0")
+_LONGEST_LIST = 1 << 17
 _UNSCORED_REMEDY = "remove it, or write null to mark the item as unscored"
 
 
@@ -179,6 +180,17 @@ def inside(value: object, path: Sequence[str]) -> object:
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+def listed(names: Iterable[str]) -> list[str]:
+    """The names, though not more than some 100,000 characters: with a long prefix each they would fill the memory."""
+    found, room = [], _LONGEST_LIST
+    for name in names:
+        room -= len(name)
+        if room < 0:
+            break
+        found.append(name)
+    return found
 
 
 def located(file: Path, line: int, fault: BadRowError) -> LogError:

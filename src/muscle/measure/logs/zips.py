@@ -4,6 +4,8 @@ import lzma
 import struct
 import sys
 import zlib
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +22,9 @@ else:  # inspect_ai compresses with zstandard (method 93), which the standard zi
 LARGEST_MEMBER = 1 << 29
 """In bytes, unpacked: far above any sample of an evaluation, and still in memory."""
 
+_ANY_SIZE, _TIGHTEST = 1 << 24, 100
+"""Bytes that any archive may unpack to, and how many more for each of its own; transcripts take 5 to 50."""
+_BLOCK = 1 << 12  # an older zipfile unpacks at once all that it reads, which a bomb makes 30,000 times as much
 _ENCRYPTED = 0x1
 _FAULTS = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, ZstdError, struct.error),
@@ -40,9 +45,13 @@ class Archive:
         self._file = path.open("rb")
         try:
             self._zip = zipfile.ZipFile(self._file)
+            self._check_sizes()
         except _FAULTS as error:
             self._file.close()
             raise LogError(f"{path}: not a zip file, or cut off ({_reason(error)}); copy the log anew") from None
+        except LogError:
+            self._file.close()
+            raise
         # Of members with one name the last one counts: who rewrites a member appends it.
         self._members = {member.filename: member for member in self._zip.infolist()}
 
@@ -56,6 +65,20 @@ class Archive:
         """Close the file."""
         self._zip.close()
         self._file.close()
+
+    def _check_sizes(self) -> None:
+        """Refuse what would fill the memory or take forever, by the sizes that the list of members states.
+
+        Raises:
+            LogError: The members are packed more tightly than a log can be, or share their bytes.
+        """
+        members = self._zip.infolist()
+        unpacked, packed = sum(member.file_size for member in members), self._path.stat().st_size
+        if unpacked > _ANY_SIZE + _TIGHTEST * packed:
+            sizes = f"{packed >> 10} KiB would unpack to {unpacked >> 20} MiB"
+            raise LogError(f"{self._path}: {sizes}, which is no log's; if it is one, convert it to .json")
+        if len({member.header_offset for member in members}) < len(members):
+            raise LogError(f"{self._path}: damaged, two members share their bytes; copy the log anew")
 
     @property
     def names(self) -> list[str]:
@@ -74,7 +97,8 @@ class Archive:
             raise LogError(f"{where} is encrypted; unpack the log with its password, and pack it without")
         try:
             with self._zip.open(member) as stream:
-                data = stream.read(LARGEST_MEMBER + 1)
+                blocks = iter(partial(stream.read, _BLOCK), b"")
+                data = b"".join(islice(blocks, LARGEST_MEMBER // _BLOCK + 1))
         except _FAULTS as error:
             raise LogError(f"{where} cannot be unpacked ({_reason(error)}); copy the log anew") from None
         if len(data) > LARGEST_MEMBER:
