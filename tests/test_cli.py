@@ -204,3 +204,32 @@ def test_a_closed_pipe_is_quiet(logs: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+def test_the_gate_judges_blesses_and_begins(logs: Path) -> None:
+    assert muscle("gate", "--init", "gate.yaml", cwd=logs).returncode == 0
+    assert muscle("gate", "--bless", "old.jsonl", "--baseline", "base.jsonl", cwd=logs).returncode == 0
+    run = muscle("gate", "base.jsonl", "new.jsonl", "--limits", "gate.yaml", "--json", "out.json", cwd=logs)
+    assert (run.returncode, run.stdout.splitlines()[-1]) == (1, "verdict: FAIL (0 of 2 checks pass)")
+    document = json.loads((logs / "out.json").read_text())
+    assert (document["verdict"]["status"], document["confidence"]) == ("fail", 0.9)
+    assert muscle("gate", "old.jsonl", "new.jsonl", "--max-nfr", "0.05", cwd=logs).returncode == 1
+    assert muscle("gate", "old.jsonl", "new.jsonl", "--max-nfr", "1", cwd=logs).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["old.jsonl", "new.jsonl", "--bless", "old.jsonl", "--baseline", "base.jsonl"],
+        ["old.jsonl", "new.jsonl", "--baseline", "base.jsonl", "--max-nfr", "0.5"],
+        ["--bless", "old.jsonl", "--baseline", "base.jsonl", "--limits", "gate.yaml"],
+        ["--bless", "old.jsonl"],
+        ["old.jsonl", "--max-nfr", "0.5"],
+        ["old.jsonl", "new.jsonl"],
+    ],
+)
+def test_the_gate_ignores_no_argument(logs: Path, arguments: list[str]) -> None:
+    run = muscle("gate", *arguments, cwd=logs)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("error: ")
+    assert not (logs / "base.jsonl").exists()

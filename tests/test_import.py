@@ -6,6 +6,8 @@ import sys
 import pytest
 
 import muscle
+import muscle.cli
+import muscle.measure.logs
 import muscle.update
 
 HEAVY = {"torch", "transformers", "polars", "pandas", "numpy", "scipy", "msgspec"}
@@ -32,6 +34,10 @@ def test_measuring_needs_no_training_stack() -> None:
     )
     assert "numpy" in loaded
     assert loaded & {"torch", "transformers", "polars", "pandas", "lm_eval"} == set()
+
+
+def test_the_formats_of_the_help_are_the_readers() -> None:
+    assert muscle.cli.FORMATS == muscle.measure.logs.FORMATS
 
 
 def test_a_missing_training_stack_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from muscle.measure import Comparison
     from muscle.measure.gate import Verdict
 
+# Written out, since the readers take too long to import for --help; a test holds it against them.
+FORMATS = ("baseline", "lm-eval", "lm-eval-0.3", "inspect_ai", "helm", "promptfoo", "table")
+
 # Flags that several verbs share. Paths of logs are texts, since Path("") is the current folder.
 Old = Annotated[str, typer.Argument(help="Log of the old model: a file, a folder, or - for standard input.")]
 New = Annotated[str, typer.Argument(help="Log of the new model.")]
@@ -29,7 +32,8 @@ Control = Annotated[
     list[str] | None, typer.Option(metavar="NAME=LOG", help="Log of a further model to set beside; repeatable.")
 ]
 Format = Annotated[
-    str | None, typer.Option("--format", metavar="NAME", help="Format of the logs [default: recognised by content]")
+    str | None,
+    typer.Option("--format", metavar="NAME", help=f"Format of the logs: {', '.join(FORMATS)} [default: by content]"),
 ]
 Metric = Annotated[
     str | None, typer.Option(help="Metric or scorer that says right or wrong [default: each task's first]")
@@ -221,6 +225,14 @@ def gate(
     from muscle.measure.logs.rows import Selection
     from muscle.measure.report.terminal import print_comparison, print_verdict
 
+    judged = old is not None or limits is not None
+    if init is not None or bless is not None:
+        if judged or (init is not None and bless is not None):
+            raise MuscleError(
+                "--init and --bless stand alone; leave out the logs and limits, and judge in a second command"
+            )
+    elif baseline is not None:
+        raise MuscleError("--baseline is where --bless writes; to judge against a baseline name it as OLD")
     if init:
         write_template(init)
         print(f"wrote {init}; next: muscle gate OLD NEW --limits {init}")

@@ -91,6 +91,8 @@ def make_comparison(
         notes=tuple(notes),
         items=paired,
         texts=texts,
+        settings={},
+        reliable={},
     )
 
 
@@ -162,5 +164,7 @@ def _task(
         scores=scores,
         labels={"subject": [SUBJECTS[row % len(SUBJECTS)] for row in range(n)]},
         only=dict.fromkeys(roles[1:], (0, 3)),
+        changed=dict.fromkeys(roles[1:], 0),
+        asked_ids=[],
         asked={},
     )

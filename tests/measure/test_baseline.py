@@ -155,7 +155,7 @@ def test_what_is_not_blessed(
 def test_changed_content_makes_it_stale(blessed: Path, write_rows: WriteRows) -> None:
     new = write_rows("new.jsonl", [{**row, "target": "q"} for row in NEW])
     with pytest.raises(
-        MuscleError, match=r"base.jsonl: the baseline is stale \(task x: WARNING: target differs"
+        MuscleError, match=r"base.jsonl: the baseline is stale \(task x: 2 items have another target or doc_hash\)"
     ) as error:
         check_fresh(compare(blessed, new), None)
     assert str(error.value).endswith("; bless the log again with muscle gate --bless LOG --baseline FILE")
@@ -166,7 +166,7 @@ def test_a_changed_doc_hash_makes_it_stale(data: Path, tmp_path: Path) -> None:
     bless(folder / "0shot", tmp_path / "base.jsonl")
     text = (tmp_path / "base.jsonl").read_text()
     (tmp_path / "base.jsonl").write_text(re.sub('"doc_hash":"....', '"doc_hash":"0000', text, count=1))
-    with pytest.raises(MuscleError, match=r"stale \(task mmlu_abstract_algebra: WARNING: doc_hash differs"):
+    with pytest.raises(MuscleError, match=r"stale \(task mmlu_abstract_algebra: 1 item has another"):
         check_fresh(compare(tmp_path / "base.jsonl", folder / "5shot"), None)
 
 
@@ -176,6 +176,31 @@ def test_other_logs_and_fewer_items_are_no_reason(blessed: Path, write_rows: Wri
     comparison = compare(blessed, write_rows("fewer.jsonl", NEW[1:]))
     assert comparison.update.only_old == 1
     check_fresh(comparison, None)
+
+
+def test_only_the_new_log_makes_it_stale(blessed: Path, write_rows: WriteRows) -> None:
+    """No name of a task, and no other log."""
+    name = "WARNING: target differs between old and y"
+    log = write_rows("log.jsonl", [{**row, "task": name if row["task"] == "x" else "y"} for row in OLD])
+    bless(log, blessed, today=DAY)
+    changed = write_rows("changed.jsonl", [{**json.loads(row), "target": "q"} for row in log.read_text().splitlines()])
+    comparison = compare(blessed, log, changed)
+    assert any("target differs between old and compatible" in note for note in comparison.notes)
+    check_fresh(comparison, None)
+
+
+def test_texts_are_blessed_with_the_outcome_that_they_were_given(write_rows: WriteRows, tmp_path: Path) -> None:
+    old = write_rows("old.jsonl", [{"id": i, "answer": "a" if i < 7 else "b", "target": "a"} for i in range(10)])
+    new = write_rows("new.jsonl", [{"id": i, "answer": "a" if i < 5 else "b", "target": "a"} for i in range(10)])
+    bless(old, tmp_path / "base.jsonl", Selection(text_score="exact_match"))
+    stored = [json.loads(line) for line in (tmp_path / "base.jsonl").read_text().splitlines()]
+    assert stored[0]["tasks"] == [{"name": "", "metric": "exact_match"}]
+    assert [row.get("correct") for row in stored[1:]] == [1] * 7 + [0] * 3
+    judged = write_rows("judged.jsonl", [{"id": i, "correct": i < 5} for i in range(10)])
+    assert compare(tmp_path / "base.jsonl", judged).update.negative_flips == 2
+    assert_same_numbers(
+        compare(tmp_path / "base.jsonl", new, text_score="exact_match"), compare(old, new, text_score="exact_match")
+    )
 
 
 def test_age(blessed: Path, write_rows: WriteRows) -> None:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ttest_rel
 from statsmodels.stats.multitest import multipletests
 
 from muscle.errors import MuscleError
 from muscle.measure import Comparison, compare
+from muscle.measure.statistics import wilson_interval
 
 from .conftest import WriteRows
 
@@ -102,6 +104,20 @@ def test_slices_partition_the_items(write_rows: WriteRows) -> None:
     assert [part.q_value for part in comparison.slices] == pytest.approx(multipletests(p, method="fdr_bh")[1])
 
 
+def test_slices_of_scores_are_tested_too(write_rows: WriteRows) -> None:
+    rng = np.random.default_rng(2)
+    scores = [rng.normal(size=30), rng.normal(size=30) + np.repeat([1.0, 0.0], 15)]
+    old, new = (
+        write_rows(
+            f"{name}.jsonl", [{"id": i, "score": s, "half": str(i // 15)} for i, s in enumerate(column.tolist())]
+        )
+        for name, column in zip(("old", "new"), scores, strict=True)
+    )
+    parts = compare(old, new, slices=["half"]).slices
+    p = [ttest_rel(scores[1][rows], scores[0][rows]).pvalue for rows in (slice(15), slice(15, 30))]
+    assert [part.q_value for part in parts] == pytest.approx(multipletests(p, method="fdr_bh")[1])
+
+
 def test_a_column_that_no_log_has(write_rows: WriteRows) -> None:
     old = labelled(write_rows, "old.jsonl", [(1, "law")])
     with pytest.raises(MuscleError, match=r"no log has anything in 'topic'; name a column of the table, or a path"):
@@ -149,6 +165,32 @@ def test_clusters_widen_the_interval_of_repeated_items(write_rows: WriteRows) ->
     assert p > (naive.update.mcnemar_mid_p or 0)
 
 
+def test_one_cluster_has_no_interval(write_rows: WriteRows) -> None:
+    rows = [{"id": i, "correct": int(i % 3 > 0), "passage": "p"} for i in range(30)]
+    new = write_rows("new.jsonl", [{**row, "correct": int(row["id"] % 4 > 0)} for row in rows])
+    update = compare(write_rows("old.jsonl", rows), new, cluster="passage").update
+    assert update.nfr.value == pytest.approx(5 / 30)
+    for estimate in (update.nfr, update.accuracy_change, update.churn, update.btc):
+        assert estimate.low is estimate.high is None or estimate.value in (0, 1)
+
+
+def test_a_cluster_counts_as_one_item_where_none_flips(write_rows: WriteRows) -> None:
+    """Old is right in two clusters of twenty, so two are all that is known of what becomes of right answers."""
+    rows = [{"id": i, "correct": int(i < 10), "passage": f"p{i // 5}"} for i in range(100)]
+    log = write_rows("old.jsonl", rows)
+    update = compare(log, log, cluster="passage").update
+    assert (update.nfr_given_old_right.value, update.nfr.value) == (0, 0)
+    assert update.nfr_given_old_right.high == pytest.approx(wilson_interval(0, 2)[1])
+    assert update.nfr.high == pytest.approx(wilson_interval(0, 20)[1])
+
+
+def test_draws_of_one_item_cannot_be_split_over_clusters(write_rows: WriteRows) -> None:
+    rows = [{"id": i, "draw": d, "correct": 1, "seed": str(d)} for i in range(3) for d in range(2)]
+    log = write_rows("old.jsonl", rows)
+    with pytest.raises(MuscleError, match="seed differs between draws of one item; they depend on each other"):
+        compare(log, log, cluster="seed")
+
+
 def test_few_clusters_are_warned_of(write_rows: WriteRows) -> None:
     old = labelled(write_rows, "old.jsonl", [(1, "law"), (1, "art"), (0, None)])
     comparison = compare(old, old, cluster="subject")
@@ -181,6 +223,54 @@ def test_a_control_with_the_name_of_a_role(write_rows: WriteRows, name: str) -> 
     log = write_rows("old.jsonl", [{"id": 0, "correct": 1}])
     with pytest.raises(MuscleError, match=f"a control cannot be named '{name}'"):
         compare(log, log, controls={name: log})
+
+
+def test_errors_cannot_be_inherited_where_no_answer_is_known(write_rows: WriteRows) -> None:
+    old, new = ([{"id": i, "correct": right} for i in range(3)] for right in (0, 1))
+    alignment = compare(old, new, old).alignment
+    assert alignment is not None
+    assert (alignment.forgotten, alignment.inherited) == (3, None)
+    answered = [{**row, "answer": "x"} for row in old]
+    alignment = compare(answered, new, answered).alignment
+    assert alignment is not None
+    assert alignment.inherited == 3
+
+
+def test_a_model_that_goes_silent_is_wrong(write_rows: WriteRows) -> None:
+    old = [{"id": i, "answer": "a", "target": "a"} for i in range(4)]
+    new = [{**row, "answer": None} for row in old]
+    comparison = compare(old, new, text_score="exact_match")
+    assert (comparison.update.n, comparison.update.negative_flips) == (4, 4)
+    smooth = compare(old, new, text_score="rouge1").update.smooth
+    assert smooth is not None
+    assert smooth.mean_new.value == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"missing": "foo"}, "missing is 'foo'; choose among error, drop, wrong"),
+        ({"duplicates": "foo"}, "duplicates is 'foo'; choose among error, first, last, draws"),
+        ({"confidence": 95}, "confidence is 95; give a share between 0 and 1"),
+        ({"confidence": math.nan}, "confidence is nan; give a share"),
+        ({"tolerance": math.inf}, "tolerance is inf; give a number"),
+        ({"seed": -1}, "seed is -1; give a whole number"),
+        ({"slices": "group"}, "slices is 'group'; give a list"),
+        ({"metrik": "acc"}, "no argument 'metrik'; choose among format, metric"),
+        ({"cluster": ""}, "no log has anything in ''"),
+    ],
+)
+def test_arguments_out_of_range(options: dict[str, Any], message: str) -> None:
+    rows = [{"id": 0, "correct": 1}]
+    with pytest.raises(MuscleError, match=message):
+        compare(rows, rows, **options)
+
+
+def test_reliable_changes_are_named(write_rows: WriteRows) -> None:
+    old = [{"id": item, "draw": d, "correct": 1} for item in "ab" for d in range(10)]
+    new = [{**row, "correct": int(row["id"] == "a")} for row in old]
+    comparison = compare(old, new)
+    assert comparison.reliable == {"reliable_regressions": [("", "b")], "reliable_gains": []}
 
 
 def test_confidence_moves_every_interval(write_rows: WriteRows) -> None:

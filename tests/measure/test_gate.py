@@ -229,14 +229,49 @@ UNKNOWN: Mapping[str, tuple[Callable[[], Comparison], Limits, str]] = {
         "no answer is graded in every log; choose what grades them with --score",
     ),
     "too few regressions for an interval": (
-        lambda: compared(graded(1, 8)),
+        lambda: compared(graded(19, 80)),
         Limits(max_mean_regression=0.5),
-        "0.3000, with an interval that so few items do not give",
+        "0.3000 in 19 answers that became worse; with fewer than 20 its interval is too narrow",
     ),
     "an interval without width": (
-        lambda: compared(rows(5, 2, 0, 3, group="a"), cluster="group"),
+        lambda: with_estimate(compared(rows(5)), "nfr", Estimate(1 / 12, 0.08333333333333331, 0.08333333333333334)),
         Limits(max_nfr=0.5),
-        "20.00 % in every resample, which shows nothing of its spread",
+        "8.33 % in every resample, which shows nothing of its spread",
+    ),
+    "few clusters": (
+        lambda: compared(grouped(9), cluster="group"),
+        Limits(max_nfr=0.9),
+        "10.00 %, of 9 clusters; bounds hold their 5 % only from 10 clusters on",
+    ),
+    "few clusters in a task": (
+        lambda: compared(grouped(9, task="few"), grouped(30, "b", task="many"), cluster="group"),
+        Limits(max_nfr=0.9, tasks={"*": Budget(max_nfr=0.9)}),
+        "10.00 %, of 9 clusters; bounds hold their 5 % only from 10 clusters on",
+    ),
+    "few clusters in a slice": (
+        lambda: compared(
+            grouped(9, task="few", kind="few"),
+            grouped(30, "b", task="many", kind="many"),
+            cluster="group",
+            slices=["kind"],
+        ),
+        Limits(slices={"kind": {"*": Budget(max_nfr=0.9)}}),
+        "10.00 %, of 9 clusters; bounds hold their 5 % only from 10 clusters on",
+    ),
+    "few clusters, none of which could be better": (
+        lambda: compared(rows(20, 0, 20, group="a"), cluster="group"),
+        Limits(max_relative_nfr=0.5),
+        "none of 40 answers is wrong, of 1 cluster; bounds hold their 5 % only from 10 clusters on",
+    ),
+    "too few items that became no worse": (
+        lambda: compared(graded(0, 19)),
+        Limits(max_mean_regression=0.1),
+        "none of 19 graded answers became worse; fewer than 20 show nothing",
+    ),
+    "too few items that are right": (
+        lambda: compared(rows(9, 0, 10)),
+        Limits(max_relative_nfr=0.1),
+        "none of 19 answers is wrong; fewer than 20 show nothing",
     ),
     "no such task": (
         lambda: compared(rows(5, task="a")),
@@ -245,8 +280,30 @@ UNKNOWN: Mapping[str, tuple[Callable[[], Comparison], Limits, str]] = {
     ),
     "a whole task missing": (
         lambda: compared((rows(5, task="a")[0] + rows(5, task="b")[0], rows(5, task="a")[0])),
+        Limits(max_nfr=0.9),
+        "not every log has this task",
+    ),
+    "a whole task missing that the limits name": (
+        lambda: compared((rows(5, task="a")[0] + rows(5, task="b")[0], rows(5, task="a")[0])),
+        Limits(tasks={"b": Budget(max_nfr=0.9)}),
+        "not every log has this task",
+    ),
+    "a whole task missing from the judged model": (
+        lambda: compared((rows(5, task="a")[0] + rows(5, task="b")[0],) * 2, compatible=rows(5, task="a")[0]),
+        Limits(max_nfr=0.9),
+        "not every log has this task",
+    ),
+    "a task of the new log alone, where nothing may be missing": (
+        lambda: compared((rows(5, task="a")[0], rows(5, task="a")[0] + rows(5, task="b")[0])),
         Limits(max_missing=0.0),
         "not every log has this task",
+    ),
+    "a task without an item in common": (
+        lambda: compared(
+            rows(5, task="a"), ([{"id": 1, "correct": 1, "task": "b"}], [{"id": 2, "correct": 1, "task": "b"}])
+        ),
+        Limits(max_nfr=0.9),
+        "no item of this task is in every log",
     ),
     "no such slice": (
         lambda: compared(rows(5, group="a"), slices=["group"]),
@@ -260,6 +317,15 @@ UNKNOWN: Mapping[str, tuple[Callable[[], Comparison], Limits, str]] = {
         "it is not known which slice a missing item would be in",
     ),
 }
+
+
+def grouped(groups: int, prefix: str = "a", **cells: Any) -> tuple[Rows, Rows]:
+    """Clusters of about 10 items, of which none or two flip: 10 % in all."""
+    pair = rows(9 * groups, groups, **cells)
+    for side in pair:
+        for i, row in enumerate(side):
+            row["group"] = f"{prefix}{i % groups if i < 9 * groups else (i - 9 * groups) // 2}"
+    return pair
 
 
 def graded(worse: int, same: int) -> tuple[Rows, Rows]:
@@ -277,10 +343,40 @@ def test_unknown_is_inconclusive(case: str) -> None:
 
 
 def test_what_could_not_be_better_passes() -> None:
-    check = only(judge(compared(graded(0, 9)), Limits(max_mean_regression=0.1)))
-    assert (check.status, check.reason) == ("pass", "none of 9 graded answers became worse")
-    check = only(judge(compared(rows(5, 0, 5)), Limits(max_relative_nfr=0.1)))
-    assert (check.status, check.reason) == ("pass", "none of 10 answers is wrong")
+    check = only(judge(compared(graded(0, 20)), Limits(max_mean_regression=0.1)))
+    assert (check.status, check.reason) == ("pass", "none of 20 graded answers became worse")
+    check = only(judge(compared(rows(10, 0, 10)), Limits(max_relative_nfr=0.1)))
+    assert (check.status, check.reason) == ("pass", "none of 20 answers is wrong")
+
+
+def test_clusters_enough_are_judged() -> None:
+    check = only(judge(compared(grouped(10), cluster="group"), Limits(max_accuracy_drop=0.9)))
+    assert "clusters" not in check.reason
+
+
+def test_a_missing_task_never_passes() -> None:
+    """Also where the limits are on all items together, or on items of another task."""
+    old, new = (rows(200, task="a")[0] + rows(200, task="b")[0], rows(200, task="a")[0])
+    comparison = compared((old, new))
+    for limits in (Limits(max_nfr=0.02), Limits(min_items=10), Limits(protected=("a/1",))):
+        verdict = judge(comparison, limits)
+        assert verdict.status == "inconclusive"
+        check = verdict.checks[-1]
+        assert (check.measure, check.where, check.limit, check.status) == ("task", "task b", None, "inconclusive")
+    with pytest.raises(MuscleError, match="no limit is set"):
+        judge(comparison, Limits())
+    assert judge(compared((new, old)), Limits(max_nfr=0.02)).status == "pass"  # nothing of the old log is missing
+
+
+def test_a_lone_task_goes_by_any_name() -> None:
+    old, new = rows(200)[0], rows(200, task="a")[1]
+    assert judge(compared((old, new)), Limits(max_nfr=0.02)).status == "pass"
+
+
+def test_a_missing_task_that_counts_as_wrong_is_judged() -> None:
+    old, new = (rows(200, task="a")[0] + rows(200, task="b")[0], rows(200, task="a")[0])
+    check = only(judge(compared((old, new), missing="wrong"), Limits(max_nfr=0.02)))
+    assert (check.measure, check.status) == ("nfr", "fail")
 
 
 def test_mean_regressions_of_several_sizes() -> None:

@@ -1,6 +1,7 @@
 """JUnit XML: what CI systems take for test results."""
 
 import dataclasses
+import re
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -103,6 +104,16 @@ def test_the_compatible_model_has_numbers_and_checks_of_its_own() -> None:
     assert "\nold to compatible: 100 items" in parsed(to_junit(three)).findtext("testcase/system-out", "")
     (case,) = parsed(to_junit(three, judge(three, Limits(max_nfr=0.1)))).iter("testcase")
     assert case.get("classname") == "muscle.gate.compatible"
+
+
+def test_a_log_that_only_grades() -> None:
+    old = [{"id": i, "score": 0.5} for i in range(4)]
+    new = [{**row, "score": score} for row, score in zip(old, (0.75, 0.25, 0.0, 0.5), strict=True)]
+    text = parsed(to_junit(compare(old, new))).findtext("testcase/system-out", "")
+    line = next(line for line in text.splitlines() if line.startswith("old to new: "))
+    assert re.fullmatch(
+        r"old to new: 4 graded items, mean score 0\.5000 .*, then 0\.3750 .*, m_g 0\.2500.*, m_r 0\.3750.*", line
+    )
 
 
 def assert_text_arrives(text: str) -> None:

@@ -83,6 +83,11 @@ ERRORS = {
     "a list": ("max_nfr: [0.1]\n", ":1: max_nfr has no single value; write a share between 0 and 1"),
     "a model": ("model: old\n", ":1: model is 'old'; write new or compatible"),
     "a treatment": ("inconclusive: maybe\n", ":1: inconclusive is 'maybe'; write report, pass or fail"),
+    "what is missing of a slice": (
+        "slices:\n  group:\n    a:\n      max_nfr: 0.1\n      max_missing: 0\n",
+        ":5: slices.group.a.max_missing can never be decided, since the slice of a missing item is not known; set it "
+        "at the top or under tasks",
+    ),
     "a key twice": ("max_nfr: 0.1\nmax_nfr: 0.2\n", ":2: max_nfr occurs twice; keep one"),
     "a task twice": ("tasks:\n a: {max_nfr: 0}\n a: {max_nfr: 1}\n", ":3: tasks.a occurs twice; keep one"),
     "a task without limits": ("tasks:\n  a:\n", ":2: tasks.a sets no limit; write one below it, or delete it"),

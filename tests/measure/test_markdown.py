@@ -152,6 +152,20 @@ def test_a_log_that_only_grades() -> None:
     assert "accuracy" not in text
 
 
+def test_tasks_and_slices_that_are_only_graded() -> None:
+    """Beside those that are judged right or wrong, which are in percent."""
+    old = [{"id": i, "score": 0.5, "correct": None, "task": "a", "kind": "x"} for i in range(4)]
+    new = [{**row, "score": score} for row, score in zip(old, (0.75, 0.25, 0.0, 0.5), strict=True)]
+    text = to_markdown(compared((old, new), rows(8, 2, task="b"), slices=["kind"]))
+    header = "|  | N graded | mean before | mean after | m_g | m_r |"
+    assert f"\n**By task, scores**\n\n{header}\n" in text
+    assert "\n| <code>a</code> | 4 | 0.5000 | 0.3750 | 0.2500 | 0.3750 |\n" in text
+    assert "\n**By task, in percent**\n\n|  | N | old | new | NFR | PFR |\n" in text
+    assert "\n| <code>b</code> | 10 | 100.00 | 80.00 | 20.00 | 0.00 |\n" in text
+    assert f"\n**By <code>kind</code>, scores**\n\n{header[:-1]}| q |\n" in text
+    assert "<code>a</code> | 0 |" not in text
+
+
 def test_flips_of_draws_and_how_many_are_named() -> None:
     old = [{"id": item, "correct": 1} for item in "abc" for _ in range(2)]
     flipped = compare(old, [{**row, "correct": 0} for row in old], duplicates="draws")

@@ -175,7 +175,7 @@ def test_missing_items_as_wrong_answers(write_rows: WriteRows) -> None:
     update = comparison.update
     assert (update.n, update.unscored, update.only_old, update.only_new) == (4, 1, 3, 1)
     assert (update.both_right, update.negative_flips, update.positive_flips, update.both_wrong) == (1, 1, 1, 1)
-    assert "items that a log lacks count as wrong there (--missing wrong)" in comparison.notes
+    assert "items that a log lacks, and that count as wrong there (--missing wrong): 4" in comparison.notes
 
 
 def test_missing_tasks_as_an_error(tmp_path: Path, write_rows: WriteRows) -> None:
@@ -183,6 +183,28 @@ def test_missing_tasks_as_an_error(tmp_path: Path, write_rows: WriteRows) -> Non
         write_rows(file, rows(a=1))
     with pytest.raises(PairingError, match=r"tasks of old left out .*: 'y'; evaluate them, or choose --missing drop"):
         compare(tmp_path / "old", tmp_path / "new", missing="error")
+
+
+def test_missing_tasks_as_wrong_answers(tmp_path: Path, write_rows: WriteRows) -> None:
+    for file in ("old/x.jsonl", "old/y.jsonl", "new/x.jsonl"):
+        write_rows(file, rows(a=1, b=0))
+    comparison = compare(tmp_path / "old", tmp_path / "new", missing="wrong")
+    assert list(comparison.tasks) == ["x", "y"]
+    assert (comparison.update.n, comparison.update.negative_flips, comparison.update.only_old) == (4, 1, 2)
+
+
+def test_changed_items_are_counted(write_rows: WriteRows) -> None:
+    old = write_rows("old.jsonl", [{"id": i, "correct": 1, "target": "t"} for i in range(3)])
+    new = write_rows("new.jsonl", [{"id": i, "correct": 1, "target": "t" * (i + 1)} for i in range(3)])
+    assert [task.changed for task in compare(old, new, compatible=old).items] == [{"new": 2, "compatible": 0}]
+
+
+def test_equal_notes_of_several_tasks_are_one(tmp_path: Path, write_rows: WriteRows) -> None:
+    for task in ("x", "y"):
+        write_rows(f"old/{task}.jsonl", rows(a=1, b=0))
+        write_rows(f"new/{task}.jsonl", rows(a=1))
+    notes = compare(tmp_path / "old", tmp_path / "new").notes
+    assert notes[0] == "2 tasks (x, ...): ids of old that new lacks: 1 of 2 ('b')"
 
 
 def test_what_unscored_items_could_do_to_the_nfr(write_rows: WriteRows) -> None:

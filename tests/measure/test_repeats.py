@@ -110,6 +110,27 @@ def test_smallest_detectable_change_is_found_and_nothing_smaller(n_old: int, n_n
     assert smallest_detectable_change(n_old, n_new, items) == pytest.approx(min(found))
 
 
+@pytest.mark.parametrize("items", [1, 30])
+def test_smallest_detectable_change_is_that_of_the_whole_grid(items: int) -> None:
+    for n_old, n_new in itertools.product(range(1, 13), repeat=2):
+        asked = tables((n_old, n_new))
+        change = np.abs(asked[2] / n_new - asked[0] / n_old)
+        found = change[(fisher_exact_p(*asked) <= 0.05 / items) & (change >= 0.2 - 1e-9)]
+        expected = float(found.min()) if len(found) else None
+        assert smallest_detectable_change(n_old, n_new, items) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("n_old", "n_new"), [(3000, 3000), (3000, 2999), (20_000, 19_001)])
+def test_smallest_detectable_change_of_thousands_of_draws_is_cheap(n_old: int, n_new: int) -> None:
+    """The grid of 3000 by 3000 took 870 MB; here no array is longer than the draws."""
+    import tracemalloc
+
+    tracemalloc.start()
+    assert smallest_detectable_change(n_old, n_new, items=1000) == pytest.approx(0.2, abs=1e-4)
+    assert tracemalloc.get_traced_memory()[1] < 8e6
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize(("k1", "n1", "k2", "n2"), [(7, 10, 2, 10), (0, 5, 5, 5), (3, 8, 12, 20), (10, 10, 10, 10)])
 def test_reliable_change_index_is_agresti_and_caffos(k1: int, n1: int, k2: int, n2: int) -> None:
     """Their interval is the change, plus or minus 1.96 times its error: the index is what gives those two."""

@@ -32,8 +32,8 @@ def comparison(tmp_path: Path, write_rows: WriteRows) -> Comparison:
 
 def test_layout(comparison: Comparison) -> None:
     document = json.loads(to_json(comparison))
-    top = {"schema", "muscle", "signature", "inputs", "missing", "confidence", "seed", "resamples", "cluster"}
-    top |= {"clusters", "notes", "compatible", "alignment", "tasks", "items"}
+    top = {"schema", "muscle", "signature", "inputs", "missing", "confidence", "seed", "resamples", "settings"}
+    top |= {"cluster", "clusters", "notes", "compatible", "alignment", "tasks", "items"}
     assert set(document) == top | UPDATE_KEYS
     assert set(document["compatible"]) == UPDATE_KEYS
     assert set(document["tasks"]) == {"piqa", "gsm8k"}

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap, norm
 
-from muscle.measure.resampling import BINS, ScoreTotals, cluster_cell_draws, score_draws
-from muscle.measure.statistics import FloatArray, IntArray, clustered_difference_error, multinomial_draws
+from muscle.measure import resampling
+from muscle.measure.resampling import BINS, SPLITS, ScoreTotals, cluster_cell_draws, score_draws
+from muscle.measure.statistics import FloatArray, IntArray, clustered_difference_error, divide, multinomial_draws
 
 FIELDS = ["gains", "regressions", "n", "gain_sum", "regression_sum", "change_sum"]
 
@@ -173,6 +174,94 @@ def test_score_draws_of_clusters(tolerance: float) -> None:
     assert draws.mean(axis=1) == pytest.approx(naive_totals(d, tolerance), rel=0.01, abs=0.5)
     assert draws.std(axis=1) == pytest.approx(naive.std(axis=1), rel=0.08)
     assert np.corrcoef(draws) == pytest.approx(np.corrcoef(naive), abs=0.08)
+
+
+def exact_cluster_sums(features: FloatArray, clusters: IntArray) -> FloatArray:
+    """(F, 5000) sums in draws of whole clusters, each its own kind."""
+    rows = np.stack([np.bincount(clusters, weights=column) for column in features.T], axis=1).astype(np.float64)
+    return resampling._draw_sums(rows, np.ones(len(rows), dtype=np.int64), seed=5, resamples=5000)
+
+
+def alike(mine: FloatArray, exact: FloatArray) -> bool:
+    """Whether draws have the mean, spread, tails and correlations of 5000 exact ones, to four errors of those."""
+    scale, enough = exact.std(axis=1) + 1e-9, 4 * np.sqrt(1 / 5000 + 1 / mine.shape[1])
+    assert (np.abs(mine.mean(axis=1) - exact.mean(axis=1)) / scale < enough).all()
+    assert mine.std(axis=1) + 1e-9 == pytest.approx(scale, rel=enough)
+    for tail in (0.025, 0.975):
+        off = np.quantile(mine, tail, axis=1) - np.quantile(exact, tail, axis=1)
+        assert (np.abs(off) < 1.4 * noise(5000) * scale + 1).all()  # + 1: between whole counts
+    varies = scale > 1e-6
+    assert np.corrcoef(mine[varies]) == pytest.approx(np.corrcoef(exact[varies]), abs=enough)
+    return True
+
+
+def uneven(seed: int, heavy: bool) -> tuple[FloatArray, IntArray]:
+    """Scores in 3,000 clusters of 1 to 8 items that lean one way; or most of them 0 and a few huge."""
+    rng = np.random.default_rng(seed)
+    clusters = np.repeat(np.arange(3000), rng.integers(1, 9, size=3000))
+    d = rng.normal(size=3000)[clusters] + rng.normal(size=len(clusters))
+    if heavy:
+        d *= rng.choice([0.0, 0.1, 30.0], p=[0.6, 0.399, 0.001], size=len(d))
+    return d, clusters
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize("splits", [SPLITS, 4])
+def test_pooled_clusters_agree_with_the_exact_bootstrap(
+    heavy: bool, splits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only 16 bins are left, so that the normal draw carries much of the spread."""
+    monkeypatch.setattr(resampling, "SPLITS", splits)
+    d, clusters = uneven(4, heavy)
+    exact = exact_cluster_sums(resampling._score_features(d, 0.5), clusters)
+    totals = score_draws(d, seed=0, clusters=clusters, tolerance=0.5)
+    assert alike(fields(totals), exact)
+    assert totals.n.dtype == np.int64
+    if not heavy or splits == SPLITS:  # a few huge gains need more than 16 bins to stay whole numbers of gains
+        ratio, mine = divide(exact[3], exact[0]), divide(totals.gain_sum, totals.gains)
+        assert np.nanstd(mine) == pytest.approx(np.nanstd(ratio), rel=0.06)
+
+
+def test_pooled_clusters_of_cells_agree_with_the_exact_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resampling, "SPLITS", 4)
+    d, clusters = uneven(6, heavy=False)
+    cells = np.clip(np.round(d), -1, 3).astype(np.int64) + 1
+    draws = cluster_cell_draws(cells, 6, clusters, seed=0)
+    assert alike(draws.astype(float), exact_cluster_sums(np.eye(6)[cells], clusters))
+    assert (draws[5] == 0).all()  # a cell without items has none in any draw
+    assert (draws >= 0).all()
+
+
+def test_pooled_clusters_keep_what_is_so_in_every_cluster() -> None:
+    """Gains less regressions is the change; clusters of one size stay of one size; few gains are never below 0."""
+    d = -np.random.default_rng(0).random(12_000)
+    d[[100, 7000]] = 1.0
+    totals = score_draws(d, seed=0, clusters=np.repeat(np.arange(4000), 3))
+    assert totals.change_sum == pytest.approx(totals.gain_sum - totals.regression_sum, abs=1e-6)
+    assert (totals.n == 12_000).all()
+    assert (totals.gain_sum == totals.gains).all()
+    assert (totals.gains + totals.regressions == 12_000).all()
+    assert set(totals.gains[:500].tolist()) >= {0, 1, 2}
+
+
+def test_many_clusters_of_few_kinds_are_exact() -> None:
+    d, clusters = np.tile([1.0, 0.0, 0.0, -1.0, 1.0], 2000), np.repeat(np.arange(5000), 2)
+    totals = score_draws(d, seed=0, clusters=clusters, resamples=2000)
+    rows = resampling._score_features(d, 0).reshape(5000, 2, 6).sum(axis=1)
+    kinds, counts = np.unique(rows, axis=0, return_counts=True)
+    assert len(kinds) < 6
+    assert fields(totals).std(axis=1) == pytest.approx(
+        np.sqrt(5000) * np.repeat(kinds, counts, axis=0).std(axis=0), rel=0.08
+    )
+
+
+def test_a_hundred_thousand_clusters_take_seconds() -> None:
+    from time import process_time
+
+    rng = np.random.default_rng(0)
+    start = process_time()
+    score_draws(rng.normal(size=200_000), seed=0, clusters=np.repeat(np.arange(100_000), 2))
+    assert process_time() - start < 10  # 1 s; one by one it took 20
 
 
 def test_nothing_to_draw() -> None:

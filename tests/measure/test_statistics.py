@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import ndtri
-from scipy.stats import chi2, false_discovery_control
+from scipy.stats import chi2, false_discovery_control, norm, t, ttest_1samp
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -20,7 +20,10 @@ from muscle.measure.statistics import (
     benjamini_hochberg,
     clustered_difference_error,
     clustered_mcnemar_p,
+    divide,
+    few_clusters_factor,
     mcnemar_mid_p,
+    mean_difference_p,
     multinomial_draws,
     paired_difference_error,
     percentile_interval,
@@ -296,6 +299,68 @@ def test_clustered_test_without_evidence() -> None:
     assert clustered_mcnemar_p(np.ones(50), np.zeros(50, dtype=int)) == 1  # one cluster is one observation
     assert clustered_mcnemar_p(np.array([]), np.array([], dtype=int)) == 1
     assert math.isnan(clustered_difference_error(np.array([]), np.array([], dtype=int)))
+
+
+@given(st.integers(0, 10**6), st.integers(2, 60), st.floats(-3, 3))
+def test_p_of_a_mean_difference_is_scipys(seed: int, n: int, shift: float) -> None:
+    d = np.random.default_rng(seed).normal(shift, size=n)
+    assert mean_difference_p(d) == pytest.approx(ttest_1samp(d, 0).pvalue, rel=1e-9, abs=1e-300)
+    assert mean_difference_p(-1e3 * d) == pytest.approx(mean_difference_p(d), rel=1e-9, abs=1e-300)
+    assert mean_difference_p(d, np.arange(n)[::-1]) == pytest.approx(mean_difference_p(d), rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_p_of_a_mean_difference_by_cluster_is_that_of_regression(seed: int) -> None:
+    d, clusters = clustered(seed, groups=5 + 10 * seed)
+    fit = OLS(d, np.ones_like(d)).fit(cov_type="cluster", cov_kwds={"groups": clusters - clusters.min()}, use_t=True)
+    assert mean_difference_p(d, clusters) == pytest.approx(fit.pvalues[0], rel=1e-9)
+
+
+def test_p_of_a_mean_difference_published() -> None:
+    """Student 1908, table of Cushny & Peebles: hyoscyamine against hyoscine, t = 4.06, p = 0.00283 (R's sleep data)."""
+    d = np.array([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])
+    assert mean_difference_p(d) == pytest.approx(0.002833, abs=5e-7)
+
+
+def test_p_of_a_mean_difference_without_spread() -> None:
+    assert mean_difference_p(np.zeros(5)) == 1
+    assert mean_difference_p(np.array([0.1, 0.2, -0.3] * 2), np.repeat([0, 1], 3)) == 1  # sums to 5e-17, twice
+    assert mean_difference_p(np.full(3, 0.1)) == 2 * 0.5**3  # all rose by the same: the sign-flip test
+    assert mean_difference_p(np.full(12, -1.0), np.repeat([0, 1, 2, 3], 3)) == 2 * 0.5**4
+    assert mean_difference_p(np.full(5000, 1.0)) == 0
+    for values, clusters in [([], None), ([1.0], None), ([1.0, 2.0], [3, 3])]:
+        named = None if clusters is None else np.array(clusters)
+        assert math.isnan(mean_difference_p(np.array(values), named))
+
+
+def test_p_of_a_mean_difference_is_uniform_with_few_clusters_of_no_difference() -> None:
+    rng, clusters = np.random.default_rng(0), np.repeat(np.arange(6), 5)
+    p = [mean_difference_p(rng.normal(size=6)[clusters] + rng.normal(size=30), clusters) for _ in range(4000)]
+    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 4000))
+
+
+@pytest.mark.parametrize("clusters", [2, 3, 4, 10, 40, 10**6])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_few_clusters_widen_an_interval(clusters: int, confidence: float) -> None:
+    tail = (1 + confidence) / 2
+    expected = math.sqrt(clusters / (clusters - 1)) * t.ppf(tail, clusters - 1) / norm.ppf(tail)
+    assert few_clusters_factor(clusters, confidence) == pytest.approx(expected, rel=1e-9)
+    assert few_clusters_factor(clusters, confidence) > 1
+
+
+def test_few_clusters_widen_an_interval_to_that_of_the_t_test() -> None:
+    d, clusters = clustered(3, groups=8)
+    error, factor = clustered_difference_error(d, clusters), few_clusters_factor(len(np.unique(clusters)), 0.95)
+    shift = float(d.mean() - norm.ppf(0.975) * error * factor)  # then the interval's end is 0
+    assert mean_difference_p(d - shift, clusters) == pytest.approx(0.05, rel=1e-9)
+    assert math.isnan(few_clusters_factor(1, 0.95))
+    assert math.isnan(few_clusters_factor(0, 0.95))
+
+
+def test_division_by_nothing_is_undefined() -> None:
+    assert divide(np.array([1, 0, 3]), np.array([2, 0, 0])) == pytest.approx([0.5, math.nan, math.nan], nan_ok=True)
+    assert divide(np.asarray(3), np.asarray(4)) == 0.75
+    assert math.isnan(divide(np.asarray(0.5), np.asarray(0)))
 
 
 P_VALUES = st.lists(st.floats(0, 1) | st.sampled_from([0.0, 0.01, 0.05, 1.0]), max_size=40).map(np.array)

@@ -14,10 +14,8 @@ from muscle.measure.logs import OpenLog, Source
 from muscle.measure.logs.baseline import AGAIN, FORMAT, VERSION, BlessedTask, Header, Stored, read_header
 from muscle.measure.logs.rows import Duplicates, Row, Selection, Task
 from muscle.measure.logs.source import reads
+from muscle.measure.report.files import replace_whole
 from muscle.measure.results import Comparison
-
-_CHANGED = " differs between old and "
-"""What pairing says of items that have one id and another content."""
 
 
 def bless(source: Source, file: Path, selection: Selection | None = None, today: datetime.date | None = None) -> Header:
@@ -75,9 +73,11 @@ def check_fresh(comparison: Comparison, max_age_days: int | None, today: datetim
     old = comparison.inputs["old"]
     if old.format != FORMAT:
         return
-    for note in comparison.notes:
-        if _CHANGED in note:
-            raise MuscleError(f"{old.path}: the baseline is stale ({note}); {AGAIN}")
+    for task in comparison.items:
+        if changed := task.changed["new"]:
+            about = f"task {task.task}: " if task.task else ""
+            items = "1 item has" if changed == 1 else f"{changed} items have"
+            raise MuscleError(f"{old.path}: the baseline is stale ({about}{items} another target or doc_hash); {AGAIN}")
     if max_age_days is None:
         return
     if not Path(old.path).is_file():
@@ -112,15 +112,11 @@ def _line(entry: Header | Stored) -> bytes:
 
 def _write(file: Path, source: Path, content: bytes) -> None:
     """Replace the file whole or not at all, and nothing that is not a baseline."""
-    draft = file.with_name(f".muscle-{os.getpid()}.tmp")
     try:
         if reads(source, file):
             raise MuscleError(f"{file}: belongs to the log itself; write the baseline to another file")
         if file.exists() and b'"muscle_baseline"' not in file.read_bytes()[:100]:
             raise MuscleError(f"{file}: is there already and is no baseline; name another file")
-        draft.write_bytes(content)
-        draft.replace(file)
+        replace_whole(Path(os.path.realpath(file)), content)
     except OSError as error:
         raise MuscleError(f"{file}: cannot be written ({error.strerror}); check the folder") from None
-    finally:
-        draft.unlink(missing_ok=True)

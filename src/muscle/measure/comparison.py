@@ -1,8 +1,9 @@
 """Compare the logs of an old and a new model: read, pair, measure."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import TypedDict, Unpack
+from dataclasses import asdict, replace
+from typing import TypedDict, Unpack, get_args
 
 import numpy as np
 
@@ -10,13 +11,13 @@ from muscle.errors import MuscleError, quoted
 from muscle.measure.logs import OpenLog, Source
 from muscle.measure.logs.rows import Duplicates, Selection
 from muscle.measure.measures import Pool, Settings, measure
+from muscle.measure.notes import merged, on_noise, on_unknowns
 from muscle.measure.pairing import Item, Missing, PairedTask, pair
 from muscle.measure.predictions import Log, Texts
-from muscle.measure.repeats import ADVISED_DRAWS, Draws, Repeats
+from muscle.measure.repeats import Draws, Repeats, reliable_changes
 from muscle.measure.results import Comparison, Input, Measures, Slice, Update
 from muscle.measure.statistics import CONFIDENCE, RESAMPLES, IntArray, benjamini_hochberg
 
-FEW_CLUSTERS = 40
 _MANY_VALUES = 1000
 
 
@@ -72,7 +73,8 @@ def compare(
         PairingError: The logs hold nothing that can be compared.
         MuscleError: The arguments do not fit together.
     """
-    labels = tuple(dict.fromkeys([*slices, *([cluster] if cluster else [])]))
+    _check_arguments(slices, missing, tolerance, confidence, seed, reading)
+    labels = tuple(dict.fromkeys([*slices, *([] if cluster is None else [cluster])]))
     selection = Selection(**reading, labels=labels)
     sources = _by_role(old, new, compatible, repeat, controls or {})
     opened = {role: OpenLog(source, _for_role(selection, role, sources)) for role, source in sources.items()}
@@ -81,8 +83,8 @@ def compare(
     pairing = pair(logs, missing, numeric=selection.numeric)
     settings = Settings(confidence, seed, tolerance)
     drawn = any(task.asked for task in pairing.tasks)
-    clustering = cluster or ("id" if drawn else None)
-    codes = _clusters(pairing.tasks, cluster) if clustering else None
+    clustering = "id" if drawn and cluster is None else cluster
+    codes = None if clustering is None else _clusters(pairing.tasks, cluster)
     pool = Pool.of(pairing.tasks, codes)
     total = measure(pool, controls or {}, settings)
     tasks = [total]
@@ -93,7 +95,7 @@ def compare(
         ]
     clusters = None if pool.clusters is None else len(np.unique(pool.clusters))
     notes = [f"{role}: {note}" for role, log in logs.items() for note in log.notes]
-    repeats = _repeats(pairing.tasks) if drawn else None
+    repeats, reliable = _repeats(pairing.tasks) if drawn else (None, {})
     return Comparison(
         total=total,
         tasks=dict(zip((task.task for task in pairing.tasks), tasks, strict=True)),
@@ -106,10 +108,34 @@ def compare(
         confidence=confidence,
         seed=seed,
         resamples=RESAMPLES,
-        notes=(*notes, *pairing.notes, *_answer_notes(total), *_noise_notes(clusters, repeats)),
+        notes=merged([*notes, *pairing.notes, *on_unknowns(pairing.tasks), *on_noise(clusters, repeats)]),
+        settings={**asdict(selection), "tolerance": tolerance},
+        reliable=reliable,
         items=pairing.tasks,
         texts=_Texts(opened, logs, pairing.tasks),
     )
+
+
+def _check_arguments(
+    slices: Sequence[str], missing: str, tolerance: float, confidence: float, seed: int, reading: Mapping[str, object]
+) -> None:
+    """Refuse what a type checker would, and what no type tells."""
+    for name, value, allowed in (
+        ("missing", missing, get_args(Missing)),
+        ("duplicates", reading.get("duplicates", "error"), get_args(Duplicates)),
+    ):
+        if value not in allowed:
+            raise MuscleError(f"{name} is {quoted(value)}; choose among {', '.join(allowed)}")
+    if unknown := reading.keys() - Reading.__annotations__.keys():
+        raise MuscleError(f"no argument {quoted(min(unknown))}; choose among {', '.join(Reading.__annotations__)}")
+    if isinstance(slices, str) or not all(isinstance(column, str) for column in slices):
+        raise MuscleError(f"slices is {quoted(slices)}; give a list of names of columns")
+    if not 0 < confidence < 1:
+        raise MuscleError(f"confidence is {confidence}; give a share between 0 and 1, such as 0.95")
+    if not (tolerance >= 0 and math.isfinite(tolerance)):
+        raise MuscleError(f"tolerance is {tolerance}; give a number of 0 or more")
+    if not isinstance(seed, int) or seed < 0:
+        raise MuscleError(f"seed is {quoted(seed)}; give a whole number of 0 or more")
 
 
 def _by_role(
@@ -158,7 +184,11 @@ def _clusters(tasks: Sequence[PairedTask], column: str | None) -> list[IntArray]
         else:  # an item without a value stands for itself
             cells = zip(task.labels[column], task.ids, strict=True)
             values = ((task.task, item) if value is None else value for value, item in cells)
-        codes.append(np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64))
+        of_items = [numbers.setdefault(value, len(numbers)) for value in values]
+        if task.asked and len(set(zip(task.ids, of_items, strict=True))) > len(set(task.ids)):
+            remedy = "they depend on each other, so cluster by another column"
+            raise MuscleError(f"{column} differs between draws of one item; {remedy}")
+        codes.append(np.array(of_items, dtype=np.int64))
     return codes
 
 
@@ -185,12 +215,15 @@ def _slices(
 
 
 def _p_value(update: Update) -> float:
-    """The p-value of old against new; NaN where there is nothing to test."""
+    """The p-value of old against new, by scores where nothing is right or wrong; NaN where there is nothing to test."""
     p = update.mcnemar_mid_p if update.clustered_p is None else update.clustered_p
-    return np.nan if p is None or not update.n else p
+    if p is None and update.smooth:
+        p = update.smooth.p_value
+    return np.nan if p is None else p
 
 
-def _repeats(tasks: Sequence[PairedTask]) -> Repeats:
+def _repeats(tasks: Sequence[PairedTask]) -> tuple[Repeats, dict[str, list[tuple[str, str]]]]:
+    """What the draws say in numbers, and which items changed beyond their noise."""
     old, new = (
         Draws(
             np.concatenate([task.asked[role].right for task in tasks if task.asked]),
@@ -198,7 +231,11 @@ def _repeats(tasks: Sequence[PairedTask]) -> Repeats:
         )
         for role in ("old", "new")
     )
-    return Repeats.summarise(old, new)
+    changes = reliable_changes(old, new)
+    items = [(task.task, item) for task in tasks for item in task.asked_ids]
+    flags = {"reliable_regressions": changes.regression, "reliable_gains": changes.gain}
+    reliable = {kind: [items[row] for row in np.flatnonzero(rows)] for kind, rows in flags.items()}
+    return Repeats.summarise(old, new), reliable
 
 
 def _input(log: Log) -> Input:
@@ -211,32 +248,6 @@ def _input(log: Log) -> Input:
         filter={name: task.filter for name, task in log.tasks.items()},
         score={name: task.score for name, task in log.tasks.items()},
     )
-
-
-def _answer_notes(total: Measures) -> list[str]:
-    """What missing answers do to the measures that look at answers (NFR_mc and churn)."""
-    missing = {"old": total.update.missing_answers_old, "new": total.update.missing_answers_new}
-    if total.compatible:
-        missing["compatible"] = total.compatible.missing_answers_new
-    if not any(missing.values()):
-        return []
-    if all(count == total.update.n for count in missing.values()):
-        return ["the logs hold no answers, so wrong answers count as the same: NFR_mc equals NFR and churn is 0"]
-    counts = ", ".join(f"{count} in {role}" for role, count in missing.items())
-    return [f"missing answers: {counts}; missing counts as an answer of its own"]
-
-
-def _noise_notes(clusters: int | None, repeats: Repeats | None) -> list[str]:
-    notes = []
-    if clusters is not None and clusters < FEW_CLUSTERS:
-        notes.append(
-            f"WARNING: only {clusters} clusters: intervals and tests by cluster are too narrow below {FEW_CLUSTERS}"
-        )
-    if repeats is not None and repeats.fewest_draws < ADVISED_DRAWS:
-        notes.append(
-            f"only {repeats.fewest_draws} draws of some items: reliable changes are hard to find below {ADVISED_DRAWS}"
-        )
-    return notes
 
 
 class _Texts:

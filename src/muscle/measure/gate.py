@@ -25,6 +25,13 @@ from muscle.measure.results import Comparison, Estimate, Measures, Update
 CONFIDENCE = 0.90
 """Of the comparison that `judge` takes, two-sided: then each bound is one-sided at 95 %."""
 
+_FEWEST_CLUSTERS = 10
+"""With fewer, a limit that is just broken passes more often than the bounds say; docs/gate.md has how often."""
+_FEWEST_REGRESSIONS = 20
+"""With fewer, the same goes for the bootstrap of their mean."""
+_FEWEST_FAULTLESS = 20
+"""Fewer items without a fault do not show that there could be none."""
+
 Status = Literal["pass", "fail", "inconclusive"]
 EXIT_CODES: Mapping[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 """2 is that of a usage or input error."""
@@ -84,16 +91,18 @@ def judge(comparison: Comparison, limits: Limits) -> Verdict:
     if model == "compatible" and comparison.compatible is None:
         raise MuscleError("the limits judge the compatible model; name its log with --compatible, or set model: new")
     checks: list[Check] = []
-    for where, measures, budget in _sections(comparison, limits):
+    clusters = _clusters(comparison)
+    for where, part, measures, budget in _sections(comparison, limits):
         update = measures.update if model == "new" else measures.compatible
         assert update is not None  # all sections measure the same models
-        checks += _check(where, update, budget, comparison)
-    checks += _absent(comparison, limits, model)
+        checks += _check(where, update, budget, comparison, clusters.get(part))
+    checks += _unknown(comparison, limits)
     checks += _protected(comparison.items, limits.protected, model)
     if not checks:
         raise MuscleError(
             "no limit is set; name a file with --limits (muscle gate --init writes one), or give --max-nfr"
         )
+    checks += _absent(comparison, limits, model)
     statuses = {check.status for check in checks}
     status: Status = "fail" if "fail" in statuses else "inconclusive" if "inconclusive" in statuses else "pass"
     return Verdict(status, tuple(checks), model)
@@ -123,18 +132,37 @@ _RULES = (
 )
 
 
-def _sections(comparison: Comparison, limits: Limits) -> Iterator[tuple[str, Measures, Budget]]:
-    """Every set of items that has limits."""
-    yield "all items", comparison.total, limits
+_Part = tuple[str | None, ...]
+"""A set of items: of (column, value), of (task,), or () for all of them."""
+
+
+def _sections(comparison: Comparison, limits: Limits) -> Iterator[tuple[str, _Part, Measures, Budget]]:
+    """Every set of items that has limits, in words and in short."""
+    yield "all items", (), comparison.total, limits
     for name, measures in comparison.tasks.items():
-        yield f"task {name or '(no name)'}", measures, _budget_of(name, limits.tasks)
+        yield f"task {name or '(no name)'}", (name,), measures, _budget_of(name, limits.tasks)
     for column, by_value in limits.slices.items():
         slices = [part for part in comparison.slices if part.column == column]
         if not slices:
             raise MuscleError(f"the limits name slices by {quoted(column)}, by which the comparison is not sliced")
         for part in slices:
             where = f"{column}={'(none)' if part.value is None else part.value}"
-            yield where, part.measures, _budget_of(part.value, by_value)
+            yield where, (column, part.value), part.measures, _budget_of(part.value, by_value)
+
+
+def _clusters(comparison: Comparison) -> dict[_Part, int]:
+    """The number of clusters in every set of items; empty where each item stands for itself."""
+    if comparison.clusters is None:
+        return {}
+    found: dict[_Part, set[object]] = {}
+    columns = list(dict.fromkeys(part.column for part in comparison.slices))
+    for task in comparison.items:
+        values = task.labels.get(comparison.cluster or "", [None] * len(task.ids))
+        for row, (item, value) in enumerate(zip(task.ids, values, strict=True)):
+            cluster = (task.task, item) if value is None else value  # an item without a value stands for itself
+            for part in ((task.task,), *((column, task.labels[column][row]) for column in columns)):
+                found.setdefault(part, set()).add(cluster)
+    return {(): comparison.clusters, **{part: len(clusters) for part, clusters in found.items()}}
 
 
 def _budget_of(name: str | None, budgets: Mapping[str, Budget]) -> Budget:
@@ -143,16 +171,29 @@ def _budget_of(name: str | None, budgets: Mapping[str, Budget]) -> Budget:
     return own.over(budgets.get(EVERY, Budget()))
 
 
+_NO_TASK = "not every log has this task"
+
+
 def _absent(comparison: Comparison, limits: Limits, model: str) -> Iterator[Check]:
-    """A check for every task and slice that has limits, or may not be missing, and is: unknown is no pass."""
-    held = [comparison.inputs[role].metric for role in ("old", model)]
-    if limits.max_missing is not None and any(len(tasks) > 1 for tasks in held):  # a lone task goes by any name
-        for name in dict.fromkeys(name for tasks in held for name in tasks if name not in comparison.tasks):
-            reason = "not every log has this task"
-            yield Check("missing", f"task {name}", limits.max_missing, None, "inconclusive", reason, None)
+    """A check for every task of the old log that was not compared: its flips are unknown, and unknown is no pass."""
+    old, judged = (comparison.inputs[role].metric for role in ("old", model))
+    if len(old) == len(judged) == 1:  # a lone task goes by any name
+        return
+    paired = {task.task for task in comparison.items if task.ids}
+    for name in old:
+        if name not in paired and (name in comparison.tasks or name not in limits.tasks):
+            reason = "no item of this task is in every log" if name in comparison.tasks else _NO_TASK
+            yield Check("task", f"task {name or '(no name)'}", None, None, "inconclusive", reason, None)
+    for name in judged if limits.max_missing is not None else ():
+        if name not in comparison.tasks and name not in old:
+            yield Check("missing", f"task {name}", limits.max_missing, None, "inconclusive", _NO_TASK, None)
+
+
+def _unknown(comparison: Comparison, limits: Limits) -> Iterator[Check]:
+    """A check for every task and slice that has limits and is not there."""
     for name in limits.tasks:
         if name != EVERY and name not in comparison.tasks:
-            yield Check("task", f"task {name}", None, None, "inconclusive", "not every log has this task", None)
+            yield Check("task", f"task {name}", None, None, "inconclusive", _NO_TASK, None)
     there = {(part.column, part.value) for part in comparison.slices}
     for column, by_value in limits.slices.items():
         for value in by_value:
@@ -160,8 +201,8 @@ def _absent(comparison: Comparison, limits: Limits, model: str) -> Iterator[Chec
                 yield Check("slice", f"{column}={value}", None, None, "inconclusive", "no item is in this slice", None)
 
 
-def _check(where: str, update: Update, budget: Budget, comparison: Comparison) -> Iterator[Check]:
-    """The checks of one set of items."""
+def _check(where: str, update: Update, budget: Budget, comparison: Comparison, clusters: int | None) -> Iterator[Check]:
+    """The checks of one set of items; `clusters` is None where each item stands for itself."""
     yield from _guards(where, update, budget, comparison.missing)
     for rule in _RULES:
         if (budgeted := getattr(budget, rule.limit)) is None:
@@ -170,9 +211,11 @@ def _check(where: str, update: Update, budget: Budget, comparison: Comparison) -
         estimate = _estimate(rule.measure, update)
         if estimate.value is None:
             status, reason = _undefined(rule.measure, update)
+            if status == "pass" and (doubt := _few(clusters)):
+                status, reason = "inconclusive", reason + doubt
             yield Check(rule.measure, where, limit, estimate, status, reason, None)
         else:
-            yield _decide(rule, where, limit, estimate, update, comparison)
+            yield _decide(rule, where, limit, estimate, update, comparison, clusters)
 
 
 def _guards(where: str, update: Update, budget: Budget, missing: Missing) -> Iterator[Check]:
@@ -210,20 +253,42 @@ def _estimate(measure: str, update: Update) -> Estimate:
     return estimate
 
 
+def _few(clusters: int | None) -> str:
+    """Why so few clusters decide nothing; empty where they are enough."""
+    if clusters is None or clusters >= _FEWEST_CLUSTERS:
+        return ""
+    counted = f"{clusters} cluster{'' if clusters == 1 else 's'}"
+    return f", of {counted}; bounds hold their 5 % only from {_FEWEST_CLUSTERS} clusters on"
+
+
+def _faultless(count: int, found: str) -> tuple[Status, str]:
+    if count < _FEWEST_FAULTLESS:
+        return "inconclusive", f"{found}; fewer than {_FEWEST_FAULTLESS} show nothing"
+    return "pass", found
+
+
 def _undefined(measure: str, update: Update) -> tuple[Status, str]:
     """Unknown is no pass, except where the new model cannot be better: it makes no error, or no answer worse."""
     if measure == "mean_regression":
         if update.smooth is None or update.smooth.n == 0:
             return "inconclusive", "no answer is graded in every log; choose what grades them with --score"
-        return "pass", f"none of {update.smooth.n} graded answers became worse"
+        return _faultless(update.smooth.n, f"none of {update.smooth.n} graded answers became worse")
     if update.n == 0:
         return "inconclusive", "no item is scored in every log"
     if update.positive_flips + update.both_right == update.n:
-        return "pass", f"none of {update.n} answers is wrong"
+        return _faultless(update.n, f"none of {update.n} answers is wrong")
     return "inconclusive", "no answer was right before"
 
 
-def _decide(rule: _Rule, where: str, limit: float, estimate: Estimate, update: Update, comparison: Comparison) -> Check:
+def _decide(
+    rule: _Rule,
+    where: str,
+    limit: float,
+    estimate: Estimate,
+    update: Update,
+    comparison: Comparison,
+    clusters: int | None,
+) -> Check:
     """The check of a measure that is defined: where do the bounds lie?"""
     value, low, high = estimate.value, estimate.low, estimate.high
     assert value is not None
@@ -235,9 +300,14 @@ def _decide(rule: _Rule, where: str, limit: float, estimate: Estimate, update: U
         scaled = f"{number:.4f}" if rule.unit == "" else f"{100 * number:{'+' if rule.unit == 'pp' else ''}.2f}"
         return f"{scaled} {rule.unit}".rstrip()
 
+    if doubt := _few(clusters):
+        return check("inconclusive", shown(value) + doubt)
+    if rule.measure == "mean_regression" and update.smooth and update.smooth.regressions < _FEWEST_REGRESSIONS:
+        worsened = f"{shown(value)} in {update.smooth.regressions} answers that became worse"
+        return check("inconclusive", f"{worsened}; with fewer than {_FEWEST_REGRESSIONS} its interval is too narrow")
     if low is None or high is None:
         return check("inconclusive", f"{shown(value)}, with an interval that so few items do not give")
-    if low == high:
+    if math.isclose(low, high, rel_tol=1e-9, abs_tol=1e-9):  # rounding makes equal draws differ in the last digit
         return check("inconclusive", f"{shown(value)} in every resample, which shows nothing of its spread")
     if rule.unit == "pp":
         passes, fails = low > limit, high < limit

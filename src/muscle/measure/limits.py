@@ -93,7 +93,7 @@ def read_limits(file: Path) -> Limits:
         if name == "tasks":
             nested[name] = _budgets(place)
         elif name == "slices":
-            nested[name] = {column: _budgets(values) for column, values in place.items()}
+            nested[name] = {column: _budgets(values, undecidable="max_missing") for column, values in place.items()}
         elif name == "protected":
             nested[name] = _protected(place)
     return msgspec.structs.replace(top.fields(Limits, leave_out=nested), **nested)
@@ -188,9 +188,13 @@ def _as_number(text: str | None) -> float | str | None:
         return text
 
 
-def _budgets(place: _Place) -> dict[str, Budget]:
+def _budgets(place: _Place, undecidable: str = "") -> dict[str, Budget]:
     budgets = {}
     for name, limits in place.items():
+        for key, value in limits.items():
+            if key == undecidable:
+                problem = "can never be decided, since the slice of a missing item is not known"
+                raise value.error(f"{problem}; set it at the top or under tasks")
         budgets[name] = limits.fields(Budget)
         if budgets[name] == Budget():
             raise limits.error("sets no limit; write one below it, or delete it")
@@ -269,7 +273,7 @@ max_accuracy_drop: 0.01          # margin by which the accuracy may fall; 0 asks
 #   "*": {max_nfr: 0.05}
 #   gsm8k: {max_nfr: 0.03, min_items: 200}
 
-# The same for the values of any column of the log.
+# The same, but for max_missing, for the values of any column of the log.
 # slices:
 #   doc.subject:
 #     "*": {max_nfr: 0.10}

@@ -1,32 +1,26 @@
-"""From paired items to Measures: which function, which interval, which test. The formulas are elsewhere."""
+"""From paired items to Measures: which formula on which items. Formulas, intervals and tests are elsewhere."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from muscle.measure import metrics
+from muscle.measure.intervals import UNDEFINED, Intervals, at_least
 from muscle.measure.metrics import AlignmentCells, BoolArray, Quadrants, Ratio
 from muscle.measure.pairing import PairedTask
 from muscle.measure.predictions import MISSING, RIGHT, UNSCORED, WRONG
-from muscle.measure.resampling import ScoreTotals, score_draws
+from muscle.measure.resampling import ScoreTotals, cluster_cell_draws, score_draws
 from muscle.measure.results import Alignment, Estimate, Measures, Smooth, Update
 from muscle.measure.statistics import (
     FloatArray,
     IntArray,
-    Interval,
-    clustered_difference_error,
     clustered_mcnemar_p,
     mcnemar_mid_p,
-    percentile_interval,
-    tango_interval,
-    wilson_interval,
+    mean_difference_p,
 )
-
-_UNDEFINED = Estimate(None, None, None)
 
 
 @dataclass(frozen=True)
@@ -99,11 +93,33 @@ def notable(task: PairedTask) -> dict[str, NDArray[np.intp]]:
     flipped = scored & right["old"] & ~right["new"]
     rows = {"negative_flips": flipped}
     if "compatible" in right:
-        same = task.answers["old"] == task.answers["compatible"]
         rows["fixed"] = flipped & right["compatible"]
         rows["made"] = scored & right["old"] & right["new"] & ~right["compatible"]
-        rows["inherited"] = scored & ~right["old"] & right["new"] & ~right["compatible"] & same
+        rows["inherited"] = scored & ~right["old"] & right["new"] & ~right["compatible"]
+        rows["inherited"] &= task.same_answer("old", "compatible")
     return {kind: np.flatnonzero(mask) for kind, mask in rows.items()}
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The quadrants of one update: observed, in bootstrap draws, and in each cluster."""
+
+    codes: IntArray
+    q: Quadrants
+    draws: Quadrants
+    by_cluster: Quadrants | None
+    """(G,) counts; None where every item stands for itself."""
+
+    @classmethod
+    def of(cls, codes: IntArray, clusters: IntArray | None, seed: int) -> "_Sample":
+        by_cluster = None
+        if clusters is not None:
+            _, groups = np.unique(clusters, return_inverse=True)
+            kinds = len(fields(Quadrants))
+            count = int(groups.max(initial=-1)) + 1
+            table = np.bincount(groups * kinds + codes, minlength=kinds * count).reshape(count, kinds)
+            by_cluster = Quadrants(*table.T)
+        return cls(codes, Quadrants.count(codes), Quadrants.draws(codes, clusters, seed), by_cluster)
 
 
 @dataclass(frozen=True)
@@ -115,19 +131,21 @@ class _Measured:
 
     def update(self, old: str, new: str) -> Update:
         """All counts and rates of one model replacing another."""
-        pool, scored = self.pool, self.scored
+        pool, scored, intervals = self.pool, self.scored, self._intervals(self.scored)
         old_correct, new_correct = pool.correct[old][scored] == RIGHT, pool.correct[new][scored] == RIGHT
         old_answers, new_answers = pool.answers[old][scored], pool.answers[new][scored]
         differ = old_answers != new_answers
         codes = Quadrants.codes(old_correct, new_correct, differ)
-        q = Quadrants.count(codes)
-        clusters = self._clusters(scored)
-        draws = Quadrants.draws(codes, clusters, self.settings.seed)
+        sample = _Sample.of(codes, intervals.clusters, self.settings.seed)
+        q, draws = sample.q, sample.draws
         only = (None, None) if pool.only is None or old != "old" else pool.only[new]
         gained, lost = int(q.positive_flips), int(q.negative_flips)
 
         def share(function: Callable[[Quadrants], Ratio]) -> Estimate:
-            return self._share(function(q), function(draws))
+            held = None
+            if sample.by_cluster is not None:
+                held = int(np.count_nonzero(function(sample.by_cluster).denominator))
+            return intervals.share(function(q), function(draws), held)
 
         return Update(
             n=int(q.n),
@@ -144,103 +162,64 @@ class _Measured:
             both_wrong_different=int(q.both_wrong_different),
             accuracy_old=share(metrics.accuracy_old),
             accuracy_new=share(metrics.accuracy_new),
-            accuracy_change=self._difference(metrics.accuracy_change(q), gained, lost, codes, _CHANGE),
+            accuracy_change=intervals.difference(metrics.accuracy_change(q), gained, lost, _CHANGE[codes]),
             nfr=share(metrics.nfr),
             nfr_bounds=self._nfr_bounds(old, new, lost),
             nfr_given_old_right=share(metrics.nfr_given_old_right),
             pfr=share(metrics.pfr),
             nfr_mc=share(metrics.nfr_mc),
             inconsistency=share(metrics.inconsistency),
-            relative_nfr=self._relative_nfr(q, draws, share(metrics.nfr)),
+            relative_nfr=_relative_nfr(sample, intervals, share(metrics.nfr)),
             btc=share(metrics.btc),
             bec=share(metrics.bec),
             nfi=share(metrics.nfi),
             pfi=share(metrics.pfi),
-            churn=self._churn(differ, clusters),
-            mcnemar_mid_p=mcnemar_mid_p(lost, gained) if clusters is None else None,
-            clustered_p=None if clusters is None else clustered_mcnemar_p(_CHANGE[codes], clusters),
+            churn=self._churn(differ, intervals),
+            mcnemar_mid_p=mcnemar_mid_p(lost, gained) if intervals.clusters is None and q.n else None,
+            clustered_p=_clustered_p(_CHANGE[codes], intervals.clusters),
             smooth=self._smooth(old, new) if self.graded.any() else None,
         )
 
     def alignment(self, update: Update, compatible: Update) -> Alignment:
         """What the compatible model changes against the new one."""
+        intervals = self._intervals(self.scored)
         right = {role: self.pool.correct[role][self.scored] == RIGHT for role in ("old", "new", "compatible")}
-        differ = self.pool.answers["old"][self.scored] != self.pool.answers["compatible"][self.scored]
+        answers = {role: self.pool.answers[role][self.scored] for role in ("old", "compatible")}
+        differ = (answers["old"] != answers["compatible"]) | (answers["old"] == MISSING)
         codes = AlignmentCells.codes(right["old"], right["new"], right["compatible"], differ)
         cells = AlignmentCells.count(codes)
-        clusters = self._clusters(self.scored)
-        draws = AlignmentCells.draws(codes, clusters, self.settings.seed)
+        draws = AlignmentCells.draws(codes, intervals.clusters, self.settings.seed)
         fixed, made = int(cells.fixed), int(cells.made)
         learnt, forgotten = int(cells.learnt), int(cells.forgotten)
+        gained, lost = fixed + learnt, made + forgotten
         percent = metrics.nfr_change_percent
         return Alignment(
             n=int(cells.n),
-            delta_nfr=self._difference(metrics.delta_nfr(cells), made, fixed, codes, _NEW_FLIPS),
-            nfr_change_percent=self._bootstrapped(percent(cells), percent(draws)),
-            delta_accuracy=self._difference(
-                metrics.delta_accuracy(cells), fixed + learnt, made + forgotten, codes, _NEW_RIGHT
-            ),
+            delta_nfr=intervals.difference(metrics.delta_nfr(cells), made, fixed, _NEW_FLIPS[codes]),
+            nfr_change_percent=intervals.bootstrapped(percent(cells), percent(draws)),
+            delta_accuracy=intervals.difference(metrics.delta_accuracy(cells), gained, lost, _NEW_RIGHT[codes]),
             fixed=fixed,
             made=made,
             learnt=learnt,
             forgotten=forgotten,
-            inherited=int(cells.inherited),
-            mid_p=mcnemar_mid_p(fixed, made) if clusters is None else None,
-            clustered_p=None if clusters is None else clustered_mcnemar_p(_NEW_FLIPS[codes], clusters),
+            inherited=int(cells.inherited) if (answers["old"] != MISSING).any() else None,
+            mid_p=mcnemar_mid_p(fixed, made) if intervals.clusters is None and cells.n else None,
+            clustered_p=_clustered_p(_NEW_FLIPS[codes], intervals.clusters),
             delta_mean_gain=_smooth_difference(update, compatible, "mean_gain"),
             delta_mean_regression=_smooth_difference(update, compatible, "mean_regression"),
             update=self.update("new", "compatible"),
         )
 
-    def _clusters(self, rows: BoolArray) -> IntArray | None:
-        return None if self.pool.clusters is None else self.pool.clusters[rows]
+    def _intervals(self, rows: BoolArray) -> Intervals:
+        clusters = None if self.pool.clusters is None else self.pool.clusters[rows]
+        return Intervals(self.settings.confidence, clusters)
 
-    def _share(self, observed: Ratio, draws: Ratio) -> Estimate:
-        """A share of items: Wilson's interval, which ignores clusters; where there are any, the bootstrap over them.
-
-        Where none or all of the items have it, every draw says the same; then a cluster counts as one item to Wilson.
-        """
-        count, n = int(observed.numerator), int(observed.denominator)
-        if self.pool.clusters is not None:
-            if 0 < count < n:
-                return self._bootstrapped(observed, draws)
-            n = min(n, len(np.unique(self.pool.clusters)))
-            count = n if count else 0
-        return _estimate(observed.value, wilson_interval(count, n, self.settings.confidence))
-
-    def _bootstrapped(self, observed: Ratio, draws: Ratio) -> Estimate:
-        return _estimate(observed.value, percentile_interval(draws.value, self.settings.confidence))
-
-    def _difference(self, observed: Ratio, gained: int, lost: int, codes: IntArray, sign: FloatArray) -> Estimate:
-        """A difference of two shares of the same items: Tango's interval, with clusters a normal one (Miller 2024)."""
-        n = int(observed.denominator)
-        clusters = self._clusters(self.scored)
-        if clusters is None:
-            return _estimate(observed.value, tango_interval(gained, lost, n, self.settings.confidence))
-        return self._normal(sign[codes], clusters)
-
-    def _normal(self, values: FloatArray, clusters: IntArray | None) -> Estimate:
-        """A mean with a normal interval; the standard error by cluster, each item being one where there is none."""
-        if not len(values):
-            return _UNDEFINED
-        mean = float(values.mean())
-        error = clustered_difference_error(values, np.arange(len(values)) if clusters is None else clusters)
-        reach = float(ndtri((1 + self.settings.confidence) / 2)) * error
-        return Estimate(mean, mean - reach, mean + reach)
-
-    def _relative_nfr(self, q: Quadrants, draws: Quadrants, nfr: Estimate) -> Estimate:
-        """Bootstrapped; without a flip every draw is 0, and the bound is NFR's over that of independent errors."""
-        observed = metrics.relative_nfr(q)
-        if int(q.negative_flips) or not int(observed.denominator) or nfr.high is None:
-            return self._bootstrapped(observed, metrics.relative_nfr(draws))
-        independent = float(observed.denominator) / float(q.n) ** 2
-        return Estimate(0.0, 0.0, nfr.high / independent)
-
-    def _churn(self, differ: BoolArray, clusters: IntArray | None) -> Estimate:
-        if clusters is not None:
-            return self._normal(differ.astype(np.float64), clusters)
+    def _churn(self, differ: BoolArray, intervals: Intervals) -> Estimate:
         changed = Ratio(np.asarray(np.count_nonzero(differ)), np.asarray(len(differ)))
-        return self._share(changed, changed)
+        if intervals.clusters is None:
+            return intervals.share(changed, changed)
+        drawn = cluster_cell_draws(differ.astype(np.int64), 2, intervals.clusters, self.settings.seed)
+        return intervals.share(changed, Ratio(drawn[1], drawn.sum(axis=0)))
 
     def _nfr_bounds(self, old: str, new: str, flips: int) -> tuple[float, float] | None:
         """NFR with the unscored items in it, if as few, and as many, of them as can be were negative flips."""
@@ -254,32 +233,30 @@ class _Measured:
 
     def _smooth(self, old: str, new: str) -> Smooth:
         before, after = self.pool.scores[old][self.graded], self.pool.scores[new][self.graded]
-        clusters = self._clusters(self.graded)
+        intervals, tolerance = self._intervals(self.graded), self.settings.tolerance
         change = after - before
-        tolerance = self.settings.tolerance
         observed = ScoreTotals.count(change, tolerance)
-        draws = score_draws(change, self.settings.seed, clusters, tolerance)
+        draws = score_draws(change, self.settings.seed, intervals.clusters, tolerance)
 
-        def mean(numerator: str, denominator: str) -> Estimate:
-            value, drawn = (_divide(getattr(t, numerator), getattr(t, denominator)) for t in (observed, draws))
-            return _estimate(value, percentile_interval(drawn, self.settings.confidence))
+        def ratios(numerator: str, denominator: str) -> tuple[Ratio, Ratio]:
+            both = (Ratio(getattr(totals, numerator), getattr(totals, denominator)) for totals in (observed, draws))
+            return next(both), next(both)
 
-        def rate(count: str) -> Estimate:
-            return self._share(Ratio(getattr(observed, count), observed.n), Ratio(getattr(draws, count), draws.n))
-
+        p = mean_difference_p(change, intervals.clusters)
         return Smooth(
             n=len(change),
             ungraded=int(np.count_nonzero(~self.graded)),
             tolerance=tolerance,
-            mean_old=self._normal(before, clusters),
-            mean_new=self._normal(after, clusters),
-            mean_change=mean("change_sum", "n"),
+            mean_old=intervals.mean(before),
+            mean_new=intervals.mean(after),
+            mean_change=intervals.bootstrapped(*ratios("change_sum", "n")),
             gains=int(observed.gains),
             regressions=int(observed.regressions),
-            pfr=rate("gains"),
-            nfr=rate("regressions"),
-            mean_gain=mean("gain_sum", "gains"),
-            mean_regression=mean("regression_sum", "regressions"),
+            pfr=intervals.share(*ratios("gains", "n")),
+            nfr=intervals.share(*ratios("regressions", "n")),
+            mean_gain=intervals.bootstrapped(*ratios("gain_sum", "gains")),
+            mean_regression=intervals.bootstrapped(*ratios("regression_sum", "regressions")),
+            p_value=None if math.isnan(p) else p,
         )
 
 
@@ -289,22 +266,26 @@ _NEW_FLIPS = np.array([-1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])  # AlignmentCells: n
 _NEW_RIGHT = np.array([1.0, 0.0, -1.0, 1.0, -1.0, -1.0, 0.0])  # AlignmentCells: accuracy
 
 
+def _relative_nfr(sample: _Sample, intervals: Intervals, nfr: Estimate) -> Estimate:
+    """Bootstrapped; at least as wide as NFR's interval over the NFR of independent errors.
+
+    The percentile bootstrap of a few flips is too narrow, and without a flip it has no width at all.
+    """
+    observed = metrics.relative_nfr(sample.q)
+    estimate = intervals.bootstrapped(observed, metrics.relative_nfr(sample.draws))
+    if estimate.value is None or nfr.low is None or nfr.high is None:
+        return estimate
+    independent = float(observed.denominator) / float(sample.q.n) ** 2
+    return at_least(estimate, nfr.low / independent, nfr.high / independent)
+
+
+def _clustered_p(values: FloatArray, clusters: IntArray | None) -> float | None:
+    return None if clusters is None or not len(values) else clustered_mcnemar_p(values, clusters)
+
+
 def _smooth_difference(update: Update, compatible: Update, name: str) -> Estimate | None:
     """Difference of a smooth measure between two updates; its interval is not known from those of the two."""
     if update.smooth is None or compatible.smooth is None:
         return None
     before, after = getattr(update.smooth, name).value, getattr(compatible.smooth, name).value
-    return _UNDEFINED if before is None or after is None else Estimate(after - before, None, None)
-
-
-def _divide(numerator: FloatArray, denominator: IntArray) -> FloatArray:
-    quotient: FloatArray = np.full(np.shape(denominator), np.nan)
-    np.divide(numerator, denominator, out=quotient, where=denominator != 0)
-    return quotient
-
-
-def _estimate(value: FloatArray, interval: Interval | None) -> Estimate:
-    if math.isnan(value):
-        return _UNDEFINED
-    low, high = interval or (None, None)
-    return Estimate(float(value), low, high)
+    return UNDEFINED if before is None or after is None else Estimate(after - before, None, None)

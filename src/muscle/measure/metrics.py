@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muscle.measure.resampling import cluster_cell_draws
-from muscle.measure.statistics import RESAMPLES, FloatArray, IntArray, multinomial_draws
+from muscle.measure.statistics import RESAMPLES, FloatArray, IntArray, divide, multinomial_draws
 
 BoolArray = NDArray[np.bool_]
 
@@ -142,9 +142,7 @@ class Ratio:
     @property
     def value(self) -> FloatArray:
         """The quotient; NaN where the denominator is 0."""
-        quotient: FloatArray = np.full(np.shape(self.denominator), np.nan)
-        np.divide(self.numerator, self.denominator, out=quotient, where=self.denominator != 0)
-        return quotient
+        return divide(self.numerator, self.denominator)
 
 
 def accuracy_old(q: Quadrants) -> Ratio:

@@ -39,8 +39,17 @@ class PairedTask:
     """By column: what to slice or cluster by."""
     only: Mapping[str, tuple[int, int]]
     """By role other than old: rows that only the old log has, and rows that only this one has."""
+    changed: Mapping[str, int]
+    """By role other than old: paired rows whose content (doc_hash, without hashes the target) differs from old's."""
+    asked_ids: list[str]
+    """(M,) items that all logs have, where some log has several draws; otherwise empty."""
     asked: Mapping[str, Draws]
-    """By role: how often each item that all logs have was right in all of its draws; empty where all asked once."""
+    """By role: how often each of these was right in all of its draws; empty where all were asked once."""
+
+    def same_answer(self, role: str, other: str) -> NDArray[np.bool_]:
+        """(N,) whether two models gave one answer; not where an answer is missing."""
+        same: NDArray[np.bool_] = self.answers[role] == self.answers[other]
+        return same & (self.answers[role] != MISSING)
 
     def items(self, rows: NDArray[np.intp]) -> list[Item]:
         """The items in these rows."""
@@ -73,6 +82,9 @@ def pair(logs: Mapping[str, Log], missing: Missing = "drop", *, numeric: bool = 
     named = {role: f"{role} ({log.path})" for role, log in logs.items()}
     tasks_of = _by_task(logs)
     names = [name for name in tasks_of["old"] if all(name in tasks for tasks in tasks_of.values())]
+    if names and missing == "wrong":
+        names = list(dict.fromkeys(name for tasks in tasks_of.values() for name in tasks))
+        tasks_of = {role: _with_empty(tasks, tasks_of, names) for role, tasks in tasks_of.items()}
     if not names:
         held = "; ".join(f"{named[role]} has {_examples(list(tasks))}" for role, tasks in tasks_of.items())
         remedy = "name logs of the same tasks"
@@ -105,6 +117,14 @@ def _by_task(logs: Mapping[str, Log]) -> dict[str, Mapping[str, Predictions]]:
     return tasks_of
 
 
+def _with_empty(
+    tasks: Mapping[str, Predictions], tasks_of: Mapping[str, Mapping[str, Predictions]], names: Sequence[str]
+) -> dict[str, Predictions]:
+    """The tasks of one log, those that only others have without any row."""
+    held = {name: task for others in tasks_of.values() for name, task in others.items()}
+    return {name: tasks[name] if name in tasks else held[name].emptied() for name in names}
+
+
 def _pair_task(
     name: str, by_role: Mapping[str, Predictions], missing: Missing, *, numeric: bool
 ) -> tuple[PairedTask, list[str]]:
@@ -118,14 +138,20 @@ def _pair_task(
         raise PairingError(f"{about}{hints[0]}; evaluate the missing items, or choose --missing drop or wrong")
     drawn = any(predictions.draws.any() for predictions in by_role.values())
     rows, left_out = _align(by_role, missing, drawn=drawn)
+    if missing == "error" and left_out:
+        about = f"task {name}: " if name else ""
+        raise PairingError(f"{about}{left_out[0]}; draw every item equally often, or choose --missing drop")
     hints += left_out
     ids, draws = _named(list(by_role.values()), list(rows.values()))
+    changed = {}
     for role in others:
-        hints += _suspicious(role, old, by_role[role], rows["old"], rows[role])
+        changed[role], doubt = _changed(role, old, by_role[role], rows["old"], rows[role])
+        hints += doubt
         if not numeric:
             hints += _same_numbers(role, old, by_role[role], rows["old"], rows[role])
     labels, label_hints = _labels(by_role, rows)
     answers = {role: predictions.numbers if numeric else predictions.answers for role, predictions in by_role.items()}
+    asked_ids, asked = _asked(by_role) if drawn else ([], {})
     task = PairedTask(
         task=name,
         ids=ids,
@@ -135,7 +161,9 @@ def _pair_task(
         scores={role: _take(predictions.scores, rows[role], np.nan) for role, predictions in by_role.items()},
         labels=labels,
         only=only,
-        asked=_asked(by_role) if drawn else {},
+        changed=changed,
+        asked_ids=asked_ids,
+        asked=asked,
     )
     return task, hints + label_hints
 
@@ -156,7 +184,9 @@ def _align(
     if missing == "wrong" and not kept.all():
         everywhere = set.intersection(*(set(predictions.ids) for predictions in by_role.values()))
         kept |= [(key if isinstance(key, str) else key[0]) not in everywhere for key in wanted]
-        hints.append("items that a log lacks count as wrong there (--missing wrong)")
+        lacking = int(np.count_nonzero(np.logical_or.reduce([row[kept] < 0 for row in rows.values()])))
+        if lacking:
+            hints.append(f"items that a log lacks, and that count as wrong there (--missing wrong): {lacking}")
     elif dropped := int(np.count_nonzero((rows["new"] >= 0) & ~kept)):
         hints.append(f"items of old and new left out because another log lacks them: {dropped}")
     if drawn and (
@@ -166,8 +196,8 @@ def _align(
     return {role: row[kept] for role, row in rows.items()}, hints
 
 
-def _asked(by_role: Mapping[str, Predictions]) -> dict[str, Draws]:
-    """How often each item that all logs have came out right, whichever draws they are."""
+def _asked(by_role: Mapping[str, Predictions]) -> tuple[list[str], dict[str, Draws]]:
+    """The items that all logs have, and how often each came out right, whichever draws they are."""
     shared = set.intersection(*(set(predictions.ids) for predictions in by_role.values()))
     place = {item: i for i, item in enumerate(dict.fromkeys(id_ for id_ in by_role["old"].ids if id_ in shared))}
     asked = {}
@@ -179,7 +209,7 @@ def _asked(by_role: Mapping[str, Predictions]) -> dict[str, Draws]:
             right=np.bincount(items[right], minlength=len(place)),
             total=np.bincount(items[scored], minlength=len(place)),
         )
-    return asked
+    return list(place), asked
 
 
 def _named(sides: Sequence[Predictions], rows: Sequence[NDArray[np.intp]]) -> tuple[list[str], NDArray[np.int32]]:
@@ -193,8 +223,9 @@ def _named(sides: Sequence[Predictions], rows: Sequence[NDArray[np.intp]]) -> tu
 
 
 def _take(column: NDArray[_Cell], rows: NDArray[np.intp], absent: float) -> NDArray[_Cell]:
-    taken = column[rows]
-    taken[rows < 0] = absent
+    taken = np.full(len(rows), absent, dtype=column.dtype)
+    there = rows >= 0
+    taken[there] = column[rows[there]]
     return taken
 
 
@@ -259,10 +290,10 @@ def _unpaired(role: str, old: Sequence[str], other: Sequence[str]) -> tuple[list
     return hints, (counts[0], counts[1])
 
 
-def _suspicious(
+def _changed(
     role: str, old: Predictions, other: Predictions, old_rows: NDArray[np.intp], other_rows: NDArray[np.intp]
-) -> list[str]:
-    """Hints that one id names different items in the two logs; at most one, of the strongest sign."""
+) -> tuple[int, list[str]]:
+    """Number of paired rows whose id names different items in the two logs, by the strongest sign; and a hint."""
     both = (old_rows >= 0) & (other_rows >= 0)
     old_rows, other_rows = old_rows[both], other_rows[both]
     for sign, ours, theirs in (
@@ -273,12 +304,13 @@ def _suspicious(
         changed = np.flatnonzero((a != b) & (a != 0) & (b != 0))
         if len(changed):
             items = [old.ids[row] for row in old_rows[changed[:_EXAMPLES]].tolist()]
-            return [
+            hint = (
                 f"WARNING: {sign} differs between old and {role} for {len(changed)} of {len(old_rows)} paired ids "
                 f"({_examples(items, len(changed))}): they may be different items; check that both logs are of the "
                 "same data"
-            ]
-    return []
+            )
+            return len(changed), [hint]
+    return 0, []
 
 
 def _same_numbers(

@@ -1,7 +1,7 @@
 """What one model said about the items of a task, in columns: small enough for 10^7 rows, texts stay in the log."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -57,6 +57,14 @@ class Predictions:
     """Rows that occurred again with the same outcome and were read once."""
     conflicting: int
     """Rows that occurred again with another outcome, of which the user's choice was read."""
+
+    def emptied(self) -> "Predictions":
+        """The same task without a row."""
+        columns = {field.name: getattr(self, field.name)[:0] for field in fields(self) if field.name in _COLUMNS}
+        return replace(self, **columns, labels={name: [] for name in self.labels}, repeated=0, conflicting=0)
+
+
+_COLUMNS = {"ids", "draws", "correct", "scores", "answers", "numbers", "targets", "doc_hashes"}
 
 
 @dataclass(frozen=True)

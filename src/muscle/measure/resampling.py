@@ -14,6 +14,9 @@ from muscle.measure.statistics import RESAMPLES, FloatArray, IntArray
 BINS = 512
 """Kinds of scored items that a bootstrap tells apart; more distinct differences are pooled to these."""
 
+SPLITS = 9
+"""Clusters of more kinds than can be told apart are halved this often, into up to 2^SPLITS bins of similar ones."""
+
 CHUNK = 2**21
 """Counts held at once: 16 MB of them."""
 
@@ -60,7 +63,7 @@ def score_draws(
     Items: a multinomial draw over the distinct differences. Where there are more than `BINS`, close ones share a bin
     and stand in with their mean, gains never with regressions. Counts and the centre of the sums stay exact; of their
     spread only that within bins is lost, and no bin is wider than 1/1000 of the range.
-    Clusters: exact. Time grows with resamples times clusters: 1 s for 10,000 times 10,000.
+    Clusters: exact up to 2,560 of them, or 512 kinds; beyond that see `_draw_clusters`.
 
     Args:
         differences: (N,) new score minus old score per item; finite.
@@ -75,12 +78,13 @@ def score_draws(
     if clusters is None:
         values, counts = np.unique(differences, return_counts=True)
         rows, counts = _pool(_score_features(values, tolerance), counts)
-    else:
-        _, codes = np.unique(clusters, return_inverse=True)
-        features = _score_features(differences, tolerance)
-        rows = np.stack([np.bincount(codes, weights=column) for column in features.T], axis=1)
-        counts = np.ones(len(rows), dtype=np.int64)
-    return ScoreTotals._of(_draw_sums(rows, counts, seed, resamples))
+        return ScoreTotals._of(_draw_sums(rows, counts, seed, resamples))
+    _, codes = np.unique(clusters, return_inverse=True)
+    features = _score_features(differences, tolerance)
+    rows = np.stack([np.bincount(codes, weights=column) for column in features.T], axis=1)
+    sums = _draw_clusters(rows, seed, resamples)
+    sums[:3] = np.rint(sums[:3])  # counts; what stands in for the spread within bins falls between them
+    return ScoreTotals._of(sums)
 
 
 def cluster_cell_draws(
@@ -89,7 +93,8 @@ def cluster_cell_draws(
     """Bootstrap of whole clusters of items that matter only by the cell they fall in (Davison & Hinkley 1997, 3.8).
 
     Clusters with the same number of items in each cell are one kind, so a draw is multinomial over kinds. The order of
-    the items and the names of the clusters do not matter. Time grows with resamples times kinds, as in `score_draws`.
+    the items and the names of the clusters do not matter. Exact up to 2,560 clusters, or 512 kinds of them;
+    beyond that see `_draw_clusters`.
 
     Args:
         cells: (N,) cell of each item, 0..n_cells - 1.
@@ -104,8 +109,7 @@ def cluster_cell_draws(
     """
     names, codes = np.unique(clusters, return_inverse=True)
     table = np.bincount(codes * n_cells + cells, minlength=len(names) * n_cells).reshape(-1, n_cells)  # (G, K)
-    rows, counts = _distinct_rows(table)
-    return _draw_sums(rows.astype(np.float64), counts, seed, resamples).astype(np.int64)
+    return np.rint(_draw_clusters(table.astype(np.float64), seed, resamples)).astype(np.int64)
 
 
 def _score_features(differences: FloatArray, tolerance: float) -> FloatArray:
@@ -132,14 +136,52 @@ def _pool(rows: FloatArray, counts: IntArray) -> tuple[FloatArray, IntArray]:
     return np.add.reduceat(rows * counts[:, None], starts, axis=0) / pooled[:, None], pooled
 
 
-def _distinct_rows(table: IntArray) -> tuple[IntArray, IntArray]:
-    """The distinct rows of a table of counts and how often each occurs; np.unique(axis=0) takes 10 times as long."""
-    keys = np.zeros(len(table), dtype=np.int64)
-    for column in table.T:
-        # Renumbered after each column, a key never passes rows times counts.
-        _, keys = np.unique(keys * (column.max(initial=0) + 1) + column, return_inverse=True)
-    _, first, counts = np.unique(keys, return_index=True, return_counts=True)
-    return table[first], counts
+def _draw_clusters(rows: FloatArray, seed: int, resamples: int) -> FloatArray:
+    """(F, R) sums over clusters drawn with replacement, of what each of G clusters adds: rows (G, F).
+
+    Exact where that takes no longer than 2^SPLITS kinds would. Else similar clusters share a bin and stand in with its
+    mean, and a normal draw with the covariance that the rows have about their bins' means stands in for the rest. So
+    the mean and the covariance of all sums are exactly those of the bootstrap, and their shape is that between bins;
+    lost is only the skewness within bins, which a sum over thousands of clusters hardly has.
+    """
+    kinds, counts = _distinct_rows(rows)
+    if min(len(rows), MULTINOMIAL_COST * len(kinds)) <= MULTINOMIAL_COST * 2**SPLITS:
+        return _draw_sums(kinds, counts, seed, resamples)
+    bins = _similar(kinds, counts)
+    pooled = np.bincount(bins, weights=counts).astype(np.int64)
+    means = np.stack([np.bincount(bins, weights=column * counts) for column in kinds.T], axis=1) / pooled[:, None]
+    # A triangular root of the covariance, straight from the rows: a column that does not vary stays exactly 0.
+    root = np.linalg.qr((kinds - means[bins]) * np.sqrt(counts)[:, None], mode="r")
+    within = np.random.default_rng([seed, 1]).standard_normal((resamples, len(root))) @ root
+    sums: FloatArray = np.maximum(_draw_sums(means, pooled, seed, resamples) + within.T, _floor(rows))
+    return sums
+
+
+def _floor(rows: FloatArray) -> FloatArray:
+    """(F, 1) 0 for what is never below 0 in any cluster, and so in no sum of them; no bound for the others."""
+    return np.where(rows.min(axis=0) >= 0, 0.0, -np.inf)[:, None]
+
+
+def _similar(rows: FloatArray, counts: IntArray) -> IntArray:
+    """(P,) bin of each kind of cluster: SPLITS times every bin is cut at its mean, along the field that varies most."""
+    deviation = np.sqrt(np.cov(rows.T, fweights=counts).diagonal())
+    scaled = rows / np.where(deviation > 0, deviation, 1)
+    bins = np.zeros(len(rows), dtype=np.int64)
+    for _ in range(SPLITS):
+        sizes = np.bincount(bins, weights=counts)
+        means = np.stack([np.bincount(bins, weights=column * counts) for column in scaled.T], axis=1) / sizes[:, None]
+        away = scaled - means[bins]
+        spread = np.stack([np.bincount(bins, weights=column * counts) for column in (away**2).T], axis=1)
+        above = away[np.arange(len(rows)), spread.argmax(axis=1)[bins]] > 0
+        _, bins = np.unique(2 * bins + above, return_inverse=True)  # renumbered: no bin is empty
+    return bins
+
+
+def _distinct_rows(rows: FloatArray) -> tuple[FloatArray, IntArray]:
+    """The distinct rows and how often each occurs, sorted; np.unique(axis=0) takes 10 times as long."""
+    rows = rows[np.lexsort(rows.T)]
+    starts = np.flatnonzero(np.append(True, (np.diff(rows, axis=0) != 0).any(axis=1))[: len(rows)])
+    return rows[starts], np.diff(np.append(starts, len(rows)))
 
 
 def _draw_sums(rows: FloatArray, counts: IntArray, seed: int, resamples: int) -> FloatArray:

@@ -38,6 +38,8 @@ class Smooth:
     """m_g: mean size of the gains; undefined where there is none."""
     mean_regression: Estimate
     """m_r: mean size of the regressions, above 0; undefined where there is none."""
+    p_value: float | None
+    """Two-sided t test of mean_change, by cluster where there are clusters; None where it cannot be made."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Update:
     churn: Estimate
     """Share of items whose answer changed, right or wrong."""
     mcnemar_mid_p: float | None
-    """None where items are clustered, which McNemar's test ignores."""
+    """None where items are clustered, which McNemar's test ignores, and without items."""
     clustered_p: float | None
     """The same question asked of clusters; None where every item stands for itself."""
     smooth: Smooth | None
@@ -107,8 +109,8 @@ class Alignment:
     """Old and new wrong, compatible right."""
     forgotten: int
     """Old wrong, new right, compatible wrong: what alignment took."""
-    inherited: int
-    """Of forgotten, those where the compatible model gives the old model's wrong answer."""
+    inherited: int | None
+    """Of forgotten, those where the compatible model gives the old model's wrong answer; None: the logs hold none."""
     mid_p: float | None
     """McNemar mid-p of fixed against made; None where items are clustered."""
     clustered_p: float | None
@@ -186,6 +188,10 @@ class Comparison:
     resamples: int
     notes: tuple[str, ...]
     """What a reader of the numbers should know: items left out, choices made, doubts."""
+    settings: Mapping[str, object]
+    """Every choice that is not visible elsewhere here: how the logs were read, the tolerance."""
+    reliable: Mapping[str, Sequence[tuple[str, str]]]
+    """Task and id of the items that changed beyond the noise of several draws, by reliable_regressions and _gains."""
     items: Sequence[PairedTask]
     """The paired items themselves, in columns; not in the JSON."""
     texts: Callable[[Mapping[str, set[Item]]], Mapping[str, Mapping[tuple[str, Item], Texts]]]

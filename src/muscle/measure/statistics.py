@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, erfc, ndtri
+from scipy.special import betainc, erfc, ndtri, stdtr, stdtrit
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -13,6 +13,16 @@ BISECTIONS = 60  # halves an interval of at most 2 below the spacing of floats
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Interval = tuple[float, float]
+
+ROUNDING = 1e-12
+"""A mean or an error this small, relative to the size of the values, is taken for what rounding left of 0."""
+
+
+def divide(numerator: FloatArray | IntArray, denominator: FloatArray | IntArray) -> FloatArray:
+    """Quotient of two arrays of one shape, () included; NaN where the denominator is 0, never an error or infinity."""
+    quotient: FloatArray = np.full(np.shape(denominator), np.nan)
+    np.divide(numerator, denominator, out=quotient, where=np.asarray(denominator) != 0)
+    return quotient
 
 
 def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval | None:
@@ -162,6 +172,56 @@ def clustered_mcnemar_p(differences: FloatArray, clusters: IntArray) -> float:
         return 1.0
     statistic = (1 - 1 / len(sums)) * float(sums.sum()) ** 2 / squares
     return float(erfc(math.sqrt(statistic / 2)))
+
+
+def mean_difference_p(values: FloatArray, clusters: IntArray | None = None) -> float:
+    """Two-sided t test that per-item differences average 0 (Student 1908; by cluster Cameron & Miller 2015).
+
+    t = mean / SE with SE^2 = G / (G - 1) n^-2 sum over clusters of (sum of d_i - mean)^2 and G - 1 degrees of freedom:
+    with one item per cluster, or without clusters, the paired t test.
+
+    Where SE is 0 and the mean is not, every cluster changed by the same amount per item and t is infinite. A p of 0
+    would claim certainty even from two items, so p is then that of the exact sign-flip test, 2^(1 - G) (Fisher 1935,
+    section 21): of the 2^G ways to give G equal changes a sign, two are as extreme.
+
+    Args:
+        values: (N,) new minus old per item; finite.
+        clusters: (N,) any integer that names the item's cluster; None: each item stands for itself.
+
+    Returns:
+        The p-value in [0, 1]; 1 where the mean is 0; NaN with fewer than 2 items or clusters.
+    """
+    n = len(values)
+    names = np.arange(n) if clusters is None else clusters
+    groups = len(np.unique(names))
+    if groups < 2:
+        return math.nan
+    mean, size = float(values.mean()), float(np.abs(values).mean())
+    if abs(mean) <= ROUNDING * size:
+        return 1.0
+    error = math.sqrt(groups / (groups - 1)) * clustered_difference_error(values, names)
+    if error <= ROUNDING * size:
+        return math.ldexp(1.0, 1 - groups)
+    return float(2 * stdtr(groups - 1, -abs(mean) / error))
+
+
+def few_clusters_factor(clusters: int, confidence: float = CONFIDENCE) -> float:
+    """How much wider an interval by cluster must be than its large-sample form (Cameron & Miller 2015, section VI).
+
+    sqrt(G / (G - 1)) times the quantile of t with G - 1 degrees of freedom over the normal one: clusters' residuals sum
+    to 0, and the error is itself estimated, from G numbers. 1.87 for 4 clusters at 95 %, 1.05 for 40; it falls to 1.
+
+    Args:
+        clusters: Number of clusters G.
+        confidence: Coverage in (0, 1), two-sided.
+
+    Returns:
+        The factor, > 1; NaN with fewer than 2 clusters, from which no error can be told.
+    """
+    if clusters < 2:
+        return math.nan
+    tail = (1 + confidence) / 2
+    return math.sqrt(clusters / (clusters - 1)) * float(stdtrit(clusters - 1, tail) / ndtri(tail))
 
 
 def benjamini_hochberg(p: FloatArray) -> FloatArray:

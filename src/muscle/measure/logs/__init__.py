@@ -14,7 +14,7 @@ from typing import Protocol
 
 from muscle.errors import LogError, quoted
 from muscle.measure.logs import baseline, helm, inspect_ai, lm_eval, lm_eval_old, promptfoo, table
-from muscle.measure.logs.collector import gather
+from muscle.measure.logs.collector import gather, graded_by_texts
 from muscle.measure.logs.objects import digest_records, inspect_records, json_lines
 from muscle.measure.logs.rows import Row, Selection
 from muscle.measure.logs.source import LogFile, digest, find, inspect, spool, write_copy
@@ -104,8 +104,9 @@ class OpenLog:
         return Log(path=self.path, format=self._reader.FORMAT, sha256=sha256, tasks=tasks, notes=tuple(notes))
 
     def rows(self) -> Iterator[Row]:
-        """Every row as the reader finds it, with the answers that are compared; repeated ones too."""
-        return self._rows([])
+        """Every row with the answer that is compared, graded by its texts where that is asked; repeated rows too."""
+        rows = self._rows([])
+        return rows if self.selection.text_score is None else graded_by_texts(rows, self.selection)
 
     def texts(self, wanted: Mapping[str, set[tuple[str, int]]]) -> dict[tuple[str, tuple[str, int]], Texts]:
         """Read the log again for the texts of some items.

@@ -21,6 +21,8 @@ _OUTCOME_NAMES = {RIGHT: "right", WRONG: "wrong", UNSCORED: "unscored"}
 _LONGEST_NUMBER = 40  # in characters; what is longer is not compared as a number
 _MAX_KNOWN = 100_000
 _TOGETHER = 512  # rows
+_MOST_TASKS = 10_000
+_TOO_MANY_TASKS = f"more than {_MOST_TASKS} tasks; is it another field that names them? Split the log if not"
 _HEAD = 16  # hexadecimal digits
 _HEXADECIMAL = re.compile(r"[0-9a-fA-F]+")
 
@@ -32,26 +34,29 @@ def gather(rows: Iterable[Row], selection: Selection) -> dict[str, Predictions]:
         LogError: An item occurs twice with different outcomes, and no choice was made.
     """
     collectors: dict[str, Collector] = {}
-    rest = iter(rows if selection.text_score is None else _scored(rows, selection))
+    rest = iter(rows if selection.text_score is None else graded_by_texts(rows, selection))
     while together := list(islice(rest, _TOGETHER)):
         for task, part in groupby(together, attrgetter("task")):
             if task.name not in collectors:
+                if len(collectors) == _MOST_TASKS:  # each takes memory of its own
+                    raise located(together[0].file, together[0].line, BadRowError(_TOO_MANY_TASKS))
                 collectors[task.name] = Collector(task, selection)
             collectors[task.name].add(list(part))
     return {name: collector.predictions() for name, collector in collectors.items()}
 
 
-def _scored(rows: Iterable[Row], selection: Selection) -> Iterator[Row]:
+def graded_by_texts(rows: Iterable[Row], selection: Selection) -> Iterator[Row]:
     """The rows graded by their texts; an exact match says right or wrong, every other score is a grade."""
     name = selection.text_score or ""
     score = scorer(name, numeric=selection.numeric)
     tasks: dict[Task, Task] = {}
     for row in rows:
         judges = name == "exact_match"
-        known = row.answer is not None and row.targets
-        value = score(row.answer, row.targets) if row.answer is not None and row.targets else math.nan
+        value = math.nan  # without a target nothing is known; without an answer there is nothing right in it
+        if row.targets:
+            value = 0.0 if row.answer is None else score(row.answer, row.targets)
         if judges:
-            row.correct = (RIGHT if value else WRONG) if known else UNSCORED
+            row.correct = (RIGHT if value else WRONG) if row.targets else UNSCORED
         else:
             row.score = value
         if row.task not in tasks:

@@ -17,6 +17,7 @@ Cells = Sequence[Any]
 Made = TypeVar("Made")
 
 LOOKED_AT = 1000  # rows; fields that none of them has are not known
+_DEEPEST = 50  # fields in fields; what is in those is not known
 
 
 class Column(NamedTuple):
@@ -175,14 +176,15 @@ def _dotted(fields: Fields, outer: str = "") -> Iterator[str]:
             yield from _dotted(value, f"{outer}{field}.")
 
 
-def _merge(fields: dict[str, Any], row: Mapping[Any, Any]) -> None:
+def _merge(fields: dict[str, Any], row: Mapping[Any, Any], depth: int = _DEEPEST) -> None:
     for name, value in row.items():
         if not isinstance(name, str):
             continue
         if isinstance(value, Mapping):
             known = fields.get(name)
             inner = known if isinstance(known, dict) else {}
-            _merge(inner, value)
+            if depth:
+                _merge(inner, value, depth - 1)
             fields[name] = inner
         elif fields.get(name) is None:
             fields[name] = value

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import polars
 
 _SLICE = 1 << 16  # rows of a file that are in memory at a time
+_ANY_ROWS, _MOST_ROWS = 100_000, 10
+"""Rows that any Parquet file may have, and how many more for each of its bytes; ids alone take a byte or so."""
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _STREAM_MAGIC = b"\xff\xff\xff\xff"
 _PARQUET_MAGIC = b"PAR1"
@@ -48,7 +50,8 @@ def frame_cells(
     Raises:
         LogError: A cell holds nothing that a log can hold.
     """
-    values = [_values(frame.get_column(column.place[0])) if column.place else repeat(None) for column in columns]
+    with _damage(path):  # a date that Python cannot hold
+        values = [_values(frame.get_column(column.place[0])) if column.place else repeat(None) for column in columns]
     rows = zip(range(frame.height), *values, strict=False)  # the range ends it where no column is there
     return numbered((row for _, *row in rows), getter(columns, lambda row: row), path, start)
 
@@ -83,6 +86,7 @@ def _slices(path: Path, names: Sequence[str]) -> Iterator[tuple[int, "polars.Dat
             frame = _arrow(path, names)
         yield 1, frame
         return
+    _check_rows(path)
     start = 1
     while True:
         with _damage(path):  # a name would be read as a pattern; a selector takes it to the letter
@@ -91,6 +95,18 @@ def _slices(path: Path, names: Sequence[str]) -> Iterator[tuple[int, "polars.Dat
         if frame.height < _SLICE:
             return
         start += frame.height
+
+
+def _check_rows(path: Path) -> None:
+    """Refuse more rows than a log of this size can hold: a value that repeats takes no room, but its rows take time."""
+    import polars
+
+    with _damage(path):
+        rows = _scan(path).select(polars.len()).collect().item()
+    if rows > _ANY_ROWS + _MOST_ROWS * path.stat().st_size:
+        raise LogError(
+            f"{path}: {rows} rows in {path.stat().st_size >> 10} KiB, so all say the same; write a log's rows"
+        )
 
 
 def _is_parquet(path: Path) -> bool:
@@ -129,7 +145,13 @@ def _damage(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (polars.exceptions.PolarsError, polars.exceptions.PanicException, ValueError, OSError) as error:
+    except (
+        polars.exceptions.PolarsError,
+        polars.exceptions.PanicException,
+        ValueError,
+        OverflowError,
+        OSError,
+    ) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the file system's, not polars'
             raise
         told = (str(error).splitlines() or [type(error).__name__])[0]

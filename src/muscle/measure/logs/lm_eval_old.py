@@ -149,7 +149,10 @@ def _log_likelihoods(row: Mapping[str, Any]) -> list[float] | None:
     responses = _numbered(row, "logit")
     if len(responses) < 2 or not all(type(response) in (int, float) for response in responses):
         return None
-    return [float(response) for response in responses]
+    try:
+        return [float(response) for response in responses]
+    except OverflowError:  # a whole number of hundreds of digits
+        raise BadRowError("a log-likelihood is out of range; evaluate the item again") from None
 
 
 def _answer(row: Mapping[str, Any], metric: str | None) -> str | None:

@@ -97,7 +97,7 @@ def _csv_cells(file: LogFile, columns: Sequence[Column]) -> Iterator[tuple[int, 
     rows = (cells for cells in reader if "".join(cells).strip() or len(cells) > 1)  # blank lines are no rows
     limit = csv.field_size_limit(sys.maxsize)  # answers may be longer than the default 131,072 characters
     try:
-        header = next(rows)
+        header = next(rows, [])
         places = _places(file, header, columns)
         line = None
         for row in rows:
@@ -122,6 +122,8 @@ def _places(file: LogFile, header: Sequence[str], columns: Sequence[Column]) -> 
     for column in columns:
         if column.place and (count := header.count(column.place[0])) > 1:
             raise LogError(f"{file.path}: the header has {count} columns {quoted(column.place[0])}; keep one of them")
+        if column.place and not count:
+            raise LogError(f"{file.path}: the header is not one line of names; write it as the first line of the file")
     return [header.index(column.place[0]) if column.place else None for column in columns]
 
 

@@ -23,13 +23,17 @@ def write_whole(comparison: Comparison, file: Path, content: bytes) -> None:
         if file.exists() and not file.is_file():  # a pipe or a device, which cannot be replaced
             file.write_bytes(content)
         else:
-            _replace(Path(os.path.realpath(file)), content)
+            replace_whole(Path(os.path.realpath(file)), content)
     except OSError as error:
         raise MuscleError(f"{file}: cannot be written ({error.strerror}); check the folder") from None
 
 
-def _replace(file: Path, content: bytes) -> None:
-    """Write beside the file and rename: whoever looks sees the old content or the new, never half of it."""
+def replace_whole(file: Path, content: bytes) -> None:
+    """Write beside the file and rename: whoever looks sees the old content or the new, never half of it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     draft = file.with_name(f".muscle-{os.getpid()}.tmp")
     try:
         draft.write_bytes(content)

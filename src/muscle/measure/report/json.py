@@ -27,6 +27,7 @@ def to_json(comparison: Comparison, verdict: Verdict | None = None) -> bytes:
         "confidence": comparison.confidence,
         "seed": comparison.seed,
         "resamples": comparison.resamples,
+        "settings": comparison.settings,
         "cluster": comparison.cluster,
         "clusters": comparison.clusters,
         "notes": comparison.notes,
@@ -62,6 +63,8 @@ def _items(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
             named = items.setdefault(kind, [])
             for item, draw in task.items(rows):
                 named.append({"task": task.task, "id": item} | ({"draw": draw} if task.asked else {}))
+    for kind, changed in comparison.reliable.items():
+        items[kind] = [{"task": task, "id": item} for task, item in changed]
     return items
 
 

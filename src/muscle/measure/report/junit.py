@@ -12,7 +12,7 @@ from muscle import __version__
 from muscle.errors import printable
 from muscle.measure.gate import Check, Verdict
 from muscle.measure.report.files import write_whole
-from muscle.measure.report.text import percent, sentence, signature
+from muscle.measure.report.text import number, percent, sentence, signature
 from muscle.measure.results import Comparison, Measures
 
 
@@ -70,7 +70,11 @@ def _add_check(suite: Xml.Element, check: Check, model: str) -> None:
 def _numbers(measures: Measures) -> Sequence[str]:
     lines = [sentence(measures)]
     for role, update in (("new", measures.update), ("compatible", measures.compatible)):
-        if update:
+        if update and update.n == 0 and (smooth := update.smooth):  # a log that only grades
+            means = f"mean score {number(smooth.mean_old)}, then {number(smooth.mean_new)}"
+            sizes = f"m_g {number(smooth.mean_gain)}, m_r {number(smooth.mean_regression)}"
+            lines.append(f"old to {role}: {smooth.n} graded items, {means}, {sizes}")
+        elif update:
             accuracies = f"accuracy {percent(update.accuracy_old)}, then {percent(update.accuracy_new)}"
             lines.append(f"old to {role}: {update.n} items, {accuracies}, NFR {percent(update.nfr)}")
     return lines

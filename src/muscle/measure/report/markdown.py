@@ -15,7 +15,7 @@ from muscle.measure.gate import Check, Verdict
 from muscle.measure.predictions import RIGHT, UNSCORED, WRONG
 from muscle.measure.report.files import write_whole
 from muscle.measure.report.text import change, number, p_value, percent, points, sentence, signature
-from muscle.measure.results import Comparison, Measures, Update
+from muscle.measure.results import Comparison, Estimate, Measures, Update
 
 LIMIT = 65_000
 """GitHub takes comments of 65,536 characters; what posts them adds a mark of its own."""
@@ -26,7 +26,8 @@ _FOLDED = 10
 """Longer tables are folded."""
 _PUNCTUATION = re.compile(r"[!-,./:-@\[-`{-~]")
 """ASCII's, but for the hyphen."""
-_PART_HEADER = ("", "N", "old", "new", "NFR", "PFR")
+_RATES_HEADER = ("", "N", "old", "new", "NFR", "PFR")
+_SCORES_HEADER = ("", "N graded", "mean before", "mean after", "m_g", "m_r")
 
 
 def to_markdown(comparison: Comparison, verdict: Verdict | None = None, *, max_items: int = 50) -> str:
@@ -48,15 +49,11 @@ def to_markdown(comparison: Comparison, verdict: Verdict | None = None, *, max_i
     warnings = [note for note in comparison.notes if "WARNING" in note]
     page.list("Warnings", [_code(note, _LONGEST_NOTE) for note in warnings], fold=False)
     if len(comparison.tasks) > 1:
-        parts = [_part(name, measures) for name, measures in comparison.tasks.items()]
-        page.table("By task, in percent", _PART_HEADER, parts)
+        _add_parts(page, "By task", [(name, measures, ()) for name, measures in comparison.tasks.items()], ())
     for column in dict.fromkeys(part.column for part in comparison.slices):
-        parts = [
-            (*_part(part.value, part.measures), p_value(part.q_value))
-            for part in comparison.slices
-            if part.column == column
-        ]
-        page.table(f"By {_code(column)}, in percent", (*_PART_HEADER, "q"), parts)
+        parts = [part for part in comparison.slices if part.column == column]
+        lines = [(part.value, part.measures, (p_value(part.q_value),)) for part in parts]
+        _add_parts(page, f"By {_code(column)}", lines, ("q",))
     model = "new" if verdict is None else verdict.model
     count, flips = _flips(comparison, model, max_items)
     page.list(f"Negative flips of the {model} model: {count}", flips, count - len(flips))
@@ -188,11 +185,30 @@ def _figures(update: Update) -> dict[str, str]:
     return figures
 
 
-def _part(name: str | None, measures: Measures) -> tuple[str, ...]:
-    """A task or slice, in percent; with a compatible model, old to compatible."""
-    update = measures.compatible or measures.update
-    rates = (update.accuracy_old, update.accuracy_new, update.nfr, update.pfr)
-    return ("none" if name is None else _code(name), str(update.n), *(points(rate) for rate in rates))
+def _add_parts(
+    page: _Page, title: str, parts: Sequence[tuple[str | None, Measures, tuple[str, ...]]], beyond: tuple[str, ...]
+) -> None:
+    """Tables of tasks or slices, each with its further cells; with a compatible model, of old to compatible.
+
+    Those that are only graded have a table of their own, since scores are in no percent.
+    """
+    rates, scores = list[tuple[str, ...]](), list[tuple[str, ...]]()
+    for name, measures, further in parts:
+        shown = "none" if name is None else _code(name)
+        update = measures.compatible or measures.update
+        if update.n == 0 and (smooth := update.smooth):
+            means = (smooth.mean_old, smooth.mean_new, smooth.mean_gain, smooth.mean_regression)
+            scores.append((shown, str(smooth.n), *(_bare(mean) for mean in means), *further))
+        else:
+            shares = (update.accuracy_old, update.accuracy_new, update.nfr, update.pfr)
+            rates.append((shown, str(update.n), *(points(share) for share in shares), *further))
+    page.table(f"{title}, in percent", (*_RATES_HEADER, *beyond), rates)
+    page.table(f"{title}, scores", (*_SCORES_HEADER, *beyond), scores)
+
+
+def _bare(estimate: Estimate) -> str:
+    """A score without its interval."""
+    return "-" if estimate.value is None else f"{estimate.value:.4f}"
 
 
 def _flips(comparison: Comparison, model: str, wanted: int) -> tuple[int, list[str]]:

@@ -30,7 +30,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     if len(comparison.tasks) > 1:
         console.print(_tasks(comparison, console))
     for column in dict.fromkeys(part.column for part in comparison.slices):
-        console.print(_slices(column, [part for part in comparison.slices if part.column == column], console))
+        console.print(_slices(column, comparison.slices, console))
     for note in comparison.notes:
         say(console, f"note: {note}")
     say(console, _intervals(comparison))
@@ -54,8 +54,10 @@ def _intervals(comparison: Comparison) -> str:
     level = f"{100 * comparison.confidence:g} %"
     resampling = f"bootstrap ({comparison.resamples} resamples, seed {comparison.seed})"
     if comparison.clusters is None:
-        return f"{level} intervals in brackets: Wilson, of differences Tango, where marked * {resampling}."
-    return f"{level} intervals in brackets: {resampling} over {comparison.clusters} clusters by {comparison.cluster}."
+        kinds = "Wilson; of changes Tango; of mean scores Student"
+        return f"{level} intervals in brackets: {kinds}; where marked * {resampling}."
+    clusters = f"{comparison.clusters} clusters by {printable(comparison.cluster or '')}"
+    return f"{level} intervals in brackets, over {clusters}: {resampling}; of changes and mean scores Student."
 
 
 def _describe(source: Input) -> str:
@@ -116,10 +118,12 @@ def _rows(update: Update) -> dict[str, str]:
         "both wrong": str(update.both_wrong),
         "  differently": str(update.both_wrong_different),
         "NFR": percent(update.nfr),
+        "  of old right": percent(update.nfr_given_old_right),
         "PFR": percent(update.pfr),
         "NFR_mc": percent(update.nfr_mc),
         "relative NFR *": percent(update.relative_nfr),
         "BTC": percent(update.btc),
+        "churn": percent(update.churn),
     }
     if update.both_right_different:
         rows["inconsistency"] = percent(update.inconsistency)
@@ -143,6 +147,7 @@ def _rows(update: Update) -> dict[str, str]:
             "regressions": f"{smooth.regressions}  {percent(smooth.nfr)}",
             "mean gain *": number(smooth.mean_gain),
             "mean regression *": number(smooth.mean_regression),
+            "p of the change": p_value(smooth.p_value),
         }
     return rows
 
@@ -157,7 +162,7 @@ def _alignment_rows(alignment: Alignment) -> list[tuple[str, str]]:
         ("flips newly made", str(alignment.made)),
         ("learnt", str(alignment.learnt)),
         ("forgotten", str(alignment.forgotten)),
-        ("  inherited from old", str(alignment.inherited)),
+        ("  inherited from old", "unknown" if alignment.inherited is None else str(alignment.inherited)),
         ("NFR of new -> comp.", percent(alignment.update.nfr)),
     ]
     if alignment.clustered_p is None:
@@ -192,17 +197,19 @@ def _share(value: float) -> str:
 
 def _tasks(comparison: Comparison, console: Console) -> Table:
     table = _breakdown("task", comparison.total, console)
-    table.title = "By task: N, accuracy of each log, flip rates; in percent"
+    table.title = f"By task{_unit(comparison.total)}"
     for name, task in comparison.tasks.items():
         table.add_row(printable(name), *_breakdown_cells(task))
     return table
 
 
 def _slices(column: str, parts: Sequence[Slice], console: Console) -> Table:
-    table = _breakdown(printable(column), parts[0].measures, console)
-    table.title = f"By {printable(column)}: in percent; q is p adjusted for {len(parts)} values (Benjamini-Hochberg)"
+    named = [part for part in parts if part.column == column]
+    table = _breakdown(printable(column), named[0].measures, console)
+    adjusted = f"q is p adjusted for {len(parts)} slices (Benjamini-Hochberg)"
+    table.title = f"By {printable(column)}{_unit(named[0].measures)}; {adjusted}"
     table.add_column("q", justify="right")
-    for part in parts:
+    for part in named:
         value = "(none)" if part.value is None else printable(part.value)
         table.add_row(value, *_breakdown_cells(part.measures), p_value(part.q_value))
     return table
@@ -225,10 +232,14 @@ def _breakdown_cells(measures: Measures) -> list[str]:
     update, compatible, smooth = measures.update, measures.compatible, measures.update.smooth
     if smooth and _only_graded(measures):
         means = (smooth.mean_old, smooth.mean_new, smooth.mean_gain, smooth.mean_regression)
-        return [str(smooth.n), *(points(mean) for mean in means)]
+        return [str(smooth.n), *("-" if mean.value is None else f"{mean.value:.4f}" for mean in means)]
     rates = [update.accuracy_old, update.accuracy_new]
     rates += [compatible.accuracy_new, update.nfr, compatible.nfr] if compatible else [update.nfr, update.pfr]
     return [str(update.n), *(points(rate) for rate in rates)]
+
+
+def _unit(measures: Measures) -> str:
+    return ": mean scores" if _only_graded(measures) else ": accuracy of each log and flip rates in percent"
 
 
 def _only_graded(measures: Measures) -> bool:

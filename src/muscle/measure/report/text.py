@@ -1,5 +1,7 @@
 """What several reports say in the same words: numbers with their units and intervals, the sentence, the signature."""
 
+import hashlib
+
 from muscle import __version__
 from muscle.measure.results import Comparison, Estimate, Measures
 
@@ -67,7 +69,8 @@ def signature(comparison: Comparison) -> str:
     """What it takes to get the same numbers again, on one line (after sacrebleu's)."""
     hashes = "|".join(f"{role}:{source.sha256[:8]}" for role, source in comparison.inputs.items())
     update = comparison.update
+    settings = hashlib.sha256(repr(sorted(comparison.settings.items())).encode(errors="backslashreplace")).hexdigest()
     return (
         f"muscle:{__version__}|{hashes}|n:{update.n}|unscored:{update.unscored}|confidence:{comparison.confidence:g}"
-        f"|seed:{comparison.seed}|resamples:{comparison.resamples}"
+        f"|seed:{comparison.seed}|resamples:{comparison.resamples}|settings:{settings[:8]}"
     )

@@ -221,7 +221,7 @@ def _alignments(task: PairedTask) -> Codes:
         "made": old & new & ~compatible,
         "kept": old & ~new,
         "learnt": ~old & ~new & compatible,
-        "inherited": ~old & new & ~compatible & (task.answers["compatible"] == task.answers["old"]),
+        "inherited": ~old & new & ~compatible & task.same_answer("old", "compatible"),
         "forgotten": ~old & new & ~compatible,
     }
     return _named(cases, ALIGNMENTS, "")
