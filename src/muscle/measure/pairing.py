@@ -48,8 +48,9 @@ class PairedTask:
 
     def same_answer(self, role: str, other: str) -> NDArray[np.bool_]:
         """(N,) whether two models gave one answer; not where an answer is missing."""
-        same: NDArray[np.bool_] = self.answers[role] == self.answers[other]
-        return same & (self.answers[role] != MISSING)
+        ours, theirs = self.answers[role], self.answers[other]
+        same: NDArray[np.bool_] = (ours == theirs) & (ours != MISSING)
+        return same
 
     def items(self, rows: NDArray[np.intp]) -> list[Item]:
         """The items in these rows."""
