@@ -1,6 +1,7 @@
 # `make demo` and `make test` each do everything on a fresh machine, and only what is missing on a used one.
 PYTHON ?= python3
 VENV   ?= .venv
+SECONDS_EACH ?= 60
 BIN    := $(VENV)/bin
 
 .PHONY: demo test test-all fuzz lint format clean
@@ -15,6 +16,9 @@ test: $(VENV)/.dev
 test-all: $(VENV)/.dev
 	$(BIN)/pytest -n 2
 
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python fuzz/run.py --seconds $(SECONDS_EACH)
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -26,9 +30,9 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 # A stamp per extra (dev includes update): installed once, again only when the pins or the package's metadata change.
-$(VENV)/.update $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.update $(VENV)/.dev $(VENV)/.fuzz: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[$*]'
-	@touch $@ $(VENV)/.update
+	@touch $@ $(if $(filter %.dev,$@),$(VENV)/.update)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "muscle needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
