@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import polars
 import pytest
 from backports.zstd import zipfile
 
@@ -173,6 +175,18 @@ def test_a_csv_header_that_is_not_the_first_line(tmp_path: Path, table: bytes, c
         read(tmp_path, {"log.csv": table}, format="table", columns={"id": "#", **columns})
 
 
+@pytest.mark.parametrize(
+    ("number", "kind"), [(10**8, polars.Date), (2**62, polars.Datetime("us")), (2**62, polars.Duration("ms"))]
+)
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_times_that_python_cannot_hold(tmp_path: Path, number: int, kind: Any, suffix: str) -> None:
+    file = tmp_path / f"log.{suffix}"
+    frame = polars.DataFrame({"id": [1], "correct": [1], "answer": polars.Series([number], dtype=kind)})
+    frame.write_parquet(file) if suffix == "parquet" else frame.write_ipc(file)
+    with pytest.raises(LogError, match=f"log.{suffix}: damaged or cut off"):
+        OpenLog(file, Selection()).read()
+
+
 # What took minutes, or all of the memory
 
 
@@ -214,9 +228,53 @@ def test_many_prompts(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("in_bounds")
+def test_a_row_of_a_table_with_many_prompts(tmp_path: Path) -> None:
+    row = {"outputs": [{"pass": True}] * 5_000, "test": {"vars": {"a": "b" * 400_000}}}
+    many = [{"outputs": [{"pass": True}], "test": {}}] * 5_000
+    head = {"prompts": [{"provider": ["p"] * 50_000, "label": {"a": "b" * 200_000}}]}
+    results = {"version": 2, "results": [{"provider": "p"}], "table": {"head": head, "body": [*many, row]}}
+    log = json.dumps({"evalId": "e", "results": results}).encode()
+    with pytest.raises(LogError, match="results of several providers"):
+        read(tmp_path, {"log.json": log})
+    assert read(tmp_path, {"log.json": log}, filter="?").rows == 4_999
+
+
+@pytest.mark.usefixtures("in_bounds")
+def test_targets_that_name_a_long_choice_in_many_ways(tmp_path: Path) -> None:
+    orders = ["A", *("A, " + ", ".join(order) for order in permutations("BCDEF")), *["A, B, C"] * 20_000]
+    sample = {"id": 1, "choices": [["a"] * 80_000, *"bcdef"], "target": orders, "scores": {"s": {"value": 1}}}
+    log = {"version": 2, "status": "success", "eval": {"task": ""}, "samples": [sample]}
+    (tmp_path / "log.json").write_text(json.dumps(log))
+    assert (texts(tmp_path / "log.json").target or "").startswith('["a", "a", "a"')
+
+
+@pytest.mark.usefixtures("in_bounds")
+def test_a_target_that_names_a_long_choice_many_times(tmp_path: Path) -> None:
+    prompts = {"prompt_0": "Q " + "a" * 300_000, "prompt_1": "Q b"}
+    row = {"doc_id": 1, **prompts, "logit_0": -1, "logit_1": -2, "acc": "1", "truth": repr(["0", "1"] * 50_000)}
+    (tmp_path / "log.json").write_text(json.dumps([row]))
+    assert texts(tmp_path / "log.json").target == "0: " + "a" * 300_000 + " | 1: b"
+
+
+@pytest.mark.usefixtures("in_bounds")
+def test_a_folder_of_many_lists(tmp_path: Path) -> None:
+    for number in range(400):
+        (tmp_path / f"model_t{number}.json").write_text(json.dumps([lm_eval()]))
+    assert OpenLog(tmp_path, Selection()).read().rows == 400
+
+
+@pytest.mark.usefixtures("in_bounds")
+def test_many_rows_that_take_no_room(tmp_path: Path) -> None:
+    ones = polars.repeat(1, 5_000_000, eager=True)
+    polars.DataFrame({"id": ones, "correct": ones}).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(LogError, match=r"5000000 rows in [0-9]+ KiB, so all say the same"):
+        OpenLog(tmp_path / "log.parquet", Selection()).read()
+
+
+@pytest.mark.usefixtures("in_bounds")
 def test_many_tasks(tmp_path: Path) -> None:
     rows = b"".join(b"1,1,%d\n" % number for number in range(100_000))
-    with pytest.raises(LogError, match=r"log.csv:[0-9]+: more than 10000 tasks; is it another field that names them\?"):
+    with pytest.raises(LogError, match=r"log.csv:[0-9]+: more than 10000 tasks; name the field that says the task"):
         read(tmp_path, {"log.csv": b"id,correct,task\n" + rows})
 
 

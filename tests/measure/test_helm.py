@@ -226,7 +226,7 @@ def test_a_run_that_grades_only(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="no stat known to say right or wrong; choose with --metric among rouge_l"):
         rows(run)
     assert [(row.task.metric, row.correct, row.score) for row in rows(run, score="rouge_l")] == [(None, -1, 0.5)]
-    assert [row.task.metric for row in rows(run, text_score="exact_match")] == [None]
+    assert [row.task.metric for row in rows(run, text_score="exact_match")] == ["exact_match"]
 
 
 def test_a_stat_that_counted_nothing_is_unscored(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_texts_alone() -> None:
         {"id": 3, "answer": None, "target": "a cat"},
     ]
     task = only_task(rows, text_score="exact_match")
-    assert (task.metric, task.score, task.correct.tolist()) == ("exact_match", None, [1, 0, -1])
+    assert (task.metric, task.score, task.correct.tolist()) == ("exact_match", None, [1, 0, 0])
     task = only_task(rows, text_score="rouge1")
     assert (task.metric, task.score, task.scores.tolist()[:2]) == (None, "rouge1", [1.0, 0.5])
     with pytest.raises(LogError, match=r"no column 'correct' or 'score'; grade the answers with --text-score exact"):
@@ -257,7 +257,7 @@ def test_sets_of_labels_have_no_order() -> None:
     rows = [{"id": i, "correct": 0, "answer": answer, "target": ["b", "a"]} for i, answer in enumerate(answers)]
     assert same_answers(rows) == [[0, 1, 2], [3], [4], [5], [6, 7]]
     assert len(set(only_task(rows).targets.tolist())) == 1
-    assert only_task(rows, text_score="exact_match").correct.tolist() == [1, 1, 1, 0, 0, -1, 0, 0]
+    assert only_task(rows, text_score="exact_match").correct.tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
 
 
 def test_several_targets_of_one_answer_are_acceptable_ones() -> None:

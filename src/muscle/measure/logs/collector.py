@@ -22,7 +22,7 @@ _LONGEST_NUMBER = 40  # in characters; what is longer is not compared as a numbe
 _MAX_KNOWN = 100_000
 _TOGETHER = 512  # rows
 _MOST_TASKS = 10_000
-_TOO_MANY_TASKS = f"more than {_MOST_TASKS} tasks; is it another field that names them? Split the log if not"
+_TOO_MANY_TASKS = f"more than {_MOST_TASKS} tasks; name the field that says the task, or split the log"
 _HEAD = 16  # hexadecimal digits
 _HEXADECIMAL = re.compile(r"[0-9a-fA-F]+")
 

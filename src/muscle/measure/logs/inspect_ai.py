@@ -6,7 +6,7 @@ Read off inspect_ai itself: `log/_log.py` EvalLog and `log/_recorders`, which wr
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -36,6 +36,7 @@ FORMAT = "inspect_ai"
 EXPECTS = "an inspect_ai log (.eval, or .json with eval and samples)"
 
 _NEWEST_VERSION = 2  # of the layout; the next one spreads a sample over several members
+_MOST_SHOWN = 100  # targets of a sample, each of which may name a long choice
 _HEADER, _START = "header.json", "_journal/start.json"
 _REPEAT_REMEDY = "two runs of the task lie in one folder: name one run's file, or choose with --duplicates"
 
@@ -277,7 +278,8 @@ class _Reading:
 def _add_texts(row: Row, sample: Sample) -> None:
     row.input = samples.question(sample)
     row.answer = samples.in_words(samples.resolved(row.answer, sample), sample)
-    row.targets = tuple(samples.in_words(target, sample) or "" for target in row.targets)
+    shown = islice(dict.fromkeys(row.targets), _MOST_SHOWN)
+    row.targets = tuple(samples.in_words(target, sample) or "" for target in shown)
 
 
 def _places(file: LogFile, sample_type: type[Sample]) -> Iterator[_Place]:

@@ -7,6 +7,7 @@ off the harness itself (0.4.13): `loggers/evaluation_tracker.py` writes the rows
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -55,8 +56,9 @@ def rows(files: Sequence[LogFile], selection: Selection, notes: list[str], *, te
     """
     check_named([(file, _metric_values(file)) for file in files], selection)
     files_of: dict[str, list[LogFile]] = {}
+    beside: dict[Path, set[str]] = {}
     for file in files:
-        files_of.setdefault(task_of(file), []).append(file)
+        files_of.setdefault(task_of(file, beside), []).append(file)
     tasks = [_TaskReader(name, parts, selection, texts=texts) for name, parts in files_of.items()]
     for task in tasks:
         yield from task.rows()

@@ -33,19 +33,26 @@ _REPEAT_REMEDY = "two runs lie in one folder; name one run's file, or choose wit
 _LARGEST_RESULTS = 1 << 24  # bytes; a file of results holds a few numbers per task
 
 
-def task_of(file: LogFile) -> str:
+def task_of(file: LogFile, beside: dict[Path, set[str]]) -> str:
     """The task in the name of a file that the harness wrote; empty where it is not said.
 
     0.4.0 to 0.4.2 write `<model_args>_<task>.jsonl`, where nothing tells the one from the other but the results file
     beside it, which lists the tasks. Without one the task is taken to begin at the first "_" after the last "__" (which
     stands for the "=" or "/" before the model's name).
+
+    Args:
+        file: The file.
+        beside: By folder, the tasks that results files in it list; filled as folders are looked into.
     """
     stem = file.path.stem
     if named := _WRITE_OUT_NAME.fullmatch(stem):
         return named["task"]
     if file.kind != "json list" or file.task not in ("", stem) or not file.path.name.endswith((".json", ".jsonl")):
         return file.task
-    if fitting := [task for task in _tasks_beside(file.path) if stem.endswith(f"_{task}")]:
+    folder = file.path.parent
+    if folder not in beside:
+        beside[folder] = _tasks_in(folder)
+    if fitting := [task for task in beside[folder] if stem.endswith(f"_{task}")]:
         return max(fitting, key=len)
     before, is_after_model, model_and_task = stem.rpartition("__")
     task = model_and_task.partition("_")[2]
@@ -57,11 +64,11 @@ class _Results(msgspec.Struct):
     results: dict[str, msgspec.Raw] = {}
 
 
-def _tasks_beside(samples: Path) -> set[str]:
+def _tasks_in(folder: Path) -> set[str]:
     """The tasks that results files in the folder list."""
     tasks: set[str] = set()
-    for file in samples.parent.glob("*.json"):
-        if file != samples and file.is_file() and file.stat().st_size <= _LARGEST_RESULTS:
+    for file in folder.glob("*.json"):
+        if file.is_file() and file.stat().st_size <= _LARGEST_RESULTS:
             try:
                 found = msgspec.json.decode(file.read_bytes(), type=_Results)
             except (ValueError, RecursionError):  # not one of the harness
@@ -86,8 +93,9 @@ def rows(files: Sequence[LogFile], selection: Selection, notes: list[str], *, te
     metrics = [(file, _metric_values(file.first_row)) for file in files]
     check_named(metrics, selection)
     tasks: dict[str, list[tuple[LogFile, Mapping[str, object]]]] = {}
+    beside: dict[Path, set[str]] = {}
     for part in metrics:
-        tasks.setdefault(task_of(part[0]), []).append(part)
+        tasks.setdefault(task_of(part[0], beside), []).append(part)
     remarks = []
     for name, parts in tasks.items():
         measure = choose(parts, selection, _judges([file for file, _ in parts]))
@@ -178,7 +186,7 @@ def _in_words(
     prompt, choices = unlike_parts(prompts)
 
     def named(index: str) -> str:
-        is_index = index.isdecimal() and len(index) <= LONGEST_INDEX and int(index) < len(choices)
+        is_index = index.isascii() and index.isdecimal() and len(index) <= LONGEST_INDEX and int(index) < len(choices)
         return f"{index}: {choices[int(index)]}" if is_index else index
 
-    return prompt, None if answer is None else named(answer), tuple(map(named, targets))
+    return prompt, None if answer is None else named(answer), tuple(map(named, dict.fromkeys(targets)))

@@ -129,10 +129,15 @@ def _file_rows(
     tasks = _tasks(file, [place.result for place in places], selection)
     items = _items({place.result.test_idx: place.result for place in places if place.result.test_idx is not None})
     unasserted = 0
+    hashes: dict[int, str] = {}  # by the identity of the vars, which the prompts of a table's row share
     for place in places:
         result = place.result
         try:
             row = _row(file, place, tasks[_column(result)], items, selection.labels)
+            if result.vars:
+                if id(result.vars) not in hashes:
+                    hashes[id(result.vars)] = content_hash(result.vars)
+                row.doc_hash = hashes[id(result.vars)]
         except BadRowError as fault:
             raise LogError(f"{place.where}: {fault}") from None
         if texts:
@@ -167,9 +172,10 @@ def _places(file: LogFile) -> Iterator[_Place]:
 
 def _from_table(table: _Table) -> Iterator[_Result]:
     """The results of promptfoo before late 2024, whose places only the table tells."""
+    heads = [(_provider(at(prompt, "provider")), as_text(at(prompt, "label"))) for prompt in table.head.prompts]
     for test_idx, row in enumerate(table.body):
         for prompt_idx, cell in enumerate(row.outputs):
-            prompt = table.head.prompts[prompt_idx] if prompt_idx < len(table.head.prompts) else None
+            provider, label = heads[prompt_idx] if prompt_idx < len(heads) else (None, None)
             reason = cell.grading_result.reason if cell.grading_result is not None else None
             text = cell.text
             if not cell.passed and isinstance(text, str) and isinstance(reason, str):
@@ -177,8 +183,8 @@ def _from_table(table: _Table) -> Iterator[_Result]:
             yield _Result(
                 test_idx=test_idx,
                 prompt_idx=prompt_idx,
-                provider=at(prompt, "provider"),
-                prompt={"raw": cell.prompt, "label": at(prompt, "label")},
+                provider=provider,
+                prompt={"raw": cell.prompt, "label": label},
                 vars=at(row.test, "vars"),
                 test_case=row.test,
                 description=at(row.test, "description"),
@@ -212,6 +218,11 @@ def _of_provider(file: LogFile, places: Sequence[_Place], wanted: str | None) ->
     if len({_names(place.result)[0] for place in chosen}) > 1:
         raise LogError(f"{file.path}: several providers have the id {quoted(wanted)}; choose by label among {listed}")
     return chosen
+
+
+def _provider(named: object) -> object:
+    """The provider as it is named, in texts: results by the thousand share it."""
+    return {key: as_text(named.get(key)) for key in ("label", "id")} if isinstance(named, dict) else as_text(named)
 
 
 def _names(result: _Result) -> tuple[str, ...]:
@@ -281,7 +292,6 @@ def _row(file: LogFile, place: _Place, task: Task, items: Mapping[int, tuple[str
         None if errored or result.response is None else as_text(result.response.output),
         score=math.nan if errored or task.score is None else as_score(graded, task.score),
         draw=draw,
-        doc_hash=content_hash(result.vars) if result.vars else None,
         labels=cells(result, labels),
     )
 

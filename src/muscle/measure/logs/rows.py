@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from itertools import repeat
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -82,6 +83,33 @@ class Row(msgspec.Struct, gc=False):
     """Cells of the columns in Selection.labels."""
     input: str | None = None
     """The question; only where texts are wanted."""
+
+
+class Rows(NamedTuple):
+    """Rows of one task and file in columns that are named after Row's fields: what a million rows are handed on as."""
+
+    task: Task
+    file: Path
+    line: Sequence[int]
+    id: Sequence[str]
+    correct: Sequence[int]
+    answer: Sequence[str | None]
+    targets: Sequence[tuple[str, ...]]
+    score: Sequence[float]
+    draw: Sequence[int]
+    doc_hash: Sequence[str | None]
+    labels: Sequence[tuple[str | None, ...]]
+    input: Sequence[str | None]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Rows":
+        """Rows of one task and file, at least one, as columns."""
+        _, _, *columns = zip(*map(msgspec.structs.astuple, rows), strict=True)
+        return cls(rows[0].task, rows[0].file, *columns)
+
+    def each(self) -> Iterator[Row]:
+        """The rows one by one."""
+        return map(Row, repeat(self.task), repeat(self.file), *self[2:])
 
 
 class BadRowError(Exception):
