@@ -31,14 +31,17 @@ from typing import Any
 import seeds
 from mutation import OPTION_BYTES, mutate
 
+if sys.version_info >= (3, 14):
+    import zipfile
+else:
+    from backports.zstd import zipfile
+
 try:
     import atheris
 except ImportError:  # the tests run the targets without it
     atheris = None
 
 with atheris.instrument_imports(include=["muscle"]) if atheris and __name__ == "__main__" else nullcontext():
-    from backports.zstd import zipfile
-
     from muscle.errors import MuscleError
     from muscle.measure.logs import OpenLog
     from muscle.measure.logs.rows import Selection
@@ -308,6 +311,8 @@ def main() -> None:
     ) as folder:
         if options and Path(options[0]).is_file():
             attempt(TARGETS[name], Path(options[0]).read_bytes(), Path(folder))
+        elif atheris is None:
+            sys.exit("atheris is not installed, which there is for Python 3.11 to 3.13 on Linux: pip install atheris")
         elif child := os.fork():  # libFuzzer ends its process, and the folder is to go
             sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         else:

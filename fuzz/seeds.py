@@ -9,10 +9,16 @@ from __future__ import annotations
 import io
 import json
 import os
-import zipfile
+import sys
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+if sys.version_info >= (3, 14):
+    import zipfile
+else:
+    from backports.zstd import zipfile
 
 REAL_DATA = Path(os.environ.get("MUSCLE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 _LONGEST_TEXT, _MOST_ELEMENTS = 60, 4
@@ -272,7 +278,7 @@ def _real(target: str) -> Iterator[bytes]:
     if target == "lm-eval":
         for file in sorted(logs.rglob("samples_*.jsonl"))[:12]:
             with file.open(encoding="utf-8") as rows:
-                yield _lines(*(_cut(json.loads(next(rows))) for _ in range(2)))[:_LARGEST]
+                yield _lines(*(_cut(json.loads(row)) for row in islice(rows, 2)))[:_LARGEST]
     elif target == "lm-eval-0.3":
         for file in sorted(logs.rglob("*_write_out_info.json"))[:2]:
             yield _lines(*_cut(json.loads(file.read_bytes())[:2]))
@@ -286,10 +292,8 @@ def _real(target: str) -> Iterator[bytes]:
             if isinstance(document, dict) and "eval" in document:
                 yield _lines(_cut({key: document.get(key) for key in _EVAL}))
     elif target == "inspect-zip":
-        from backports.zstd import zipfile as zstd_zipfile
-
         for file in sorted(logs.rglob("*.eval")):
-            with zstd_zipfile.ZipFile(file) as archive:
+            with zipfile.ZipFile(file) as archive:
                 names = [name for name in archive.namelist() if name.startswith("samples/")][:2]
                 wanted = [name for name in ("header.json", *names) if name in archive.namelist()]
                 yield _lines(*(_cut(json.loads(archive.read(name))) for name in wanted))

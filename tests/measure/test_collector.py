@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from muscle.errors import LogError
 from muscle.measure.logs import collector
 from muscle.measure.logs.collector import gather
-from muscle.measure.logs.rows import Duplicates, Row, Selection, Task
+from muscle.measure.logs.rows import Duplicates, Row, Rows, Selection, Task
 from muscle.measure.predictions import MISSING, Predictions
 
 TASK = Task("t")
@@ -71,7 +71,7 @@ def test_the_columns_are_those_of_a_naive_reading(rows: list[Row], duplicates: D
     kept, repeated, conflicting = naively(rows, duplicates)
     copies = [Row(*[getattr(row, name) for name in Row.__struct_fields__]) for row in rows]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collector, "_TOGETHER", together)
+        patch.setattr(collector, "TOGETHER", together)
         if duplicates == "error" and conflicting:
             with pytest.raises(LogError):
                 only_task(copies, duplicates, ("l",))
@@ -99,9 +99,9 @@ def numbered(*ids: object) -> list[Row]:
 def test_ascending_ids_need_no_index() -> None:
     """The index takes more memory than all columns; a log of the harness is in the order of its ids."""
     in_order = collector.Collector(TASK, Selection())
-    in_order.add(numbered(*range(0, 40, 2)))
+    in_order.add(Rows.of(numbered(*range(0, 40, 2))))
     assert not in_order._row_of
-    in_order.add(numbered(3, 38, "x"))
+    in_order.add(Rows.of(numbered(3, 38, "x")))
     assert in_order.predictions().ids == [*map(str, range(0, 40, 2)), "3", "x"]
 
 

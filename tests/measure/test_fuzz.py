@@ -16,7 +16,6 @@ from typing import Any
 
 import polars
 import pytest
-from backports.zstd import zipfile
 
 from muscle.errors import LogError
 from muscle.measure.logs import OpenLog
@@ -24,6 +23,11 @@ from muscle.measure.logs.rows import Selection
 from muscle.measure.predictions import Log, Texts
 
 from ..conftest import REPOSITORY
+
+if sys.version_info >= (3, 14):
+    import zipfile
+else:
+    from backports.zstd import zipfile
 
 sys.path.insert(0, str(REPOSITORY / "fuzz"))  # scripts, which import each other by name
 

@@ -8,41 +8,66 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from operator import attrgetter, itemgetter, lt
 from pathlib import Path
+from typing import Any, cast
 
-import msgspec
 import numpy as np
 
 from muscle.errors import quoted
-from muscle.measure.logs.rows import BadRowError, Row, Selection, Task, located
+from muscle.measure.logs.rows import BadRowError, Row, Rows, Selection, Task, located
 from muscle.measure.predictions import MISSING, RIGHT, UNSCORED, WRONG, Predictions
 from muscle.measure.similarity import as_number, scorer
 
 _OUTCOME_NAMES = {RIGHT: "right", WRONG: "wrong", UNSCORED: "unscored"}
 _LONGEST_NUMBER = 40  # in characters; what is longer is not compared as a number
 _MAX_KNOWN = 100_000
-_TOGETHER = 512  # rows
+TOGETHER = 256
+"""Rows that are taken into the columns at a time: more of them leave the processor's cache."""
 _MOST_TASKS = 10_000
 _TOO_MANY_TASKS = f"more than {_MOST_TASKS} tasks; name the field that says the task, or split the log"
 _HEAD = 16  # hexadecimal digits
 _HEXADECIMAL = re.compile(r"[0-9a-fA-F]+")
 
 
-def gather(rows: Iterable[Row], selection: Selection) -> dict[str, Predictions]:
+def gather(rows: Iterable[Row] | Iterable[Rows], selection: Selection) -> dict[str, Predictions]:
     """Columns by task, in order of appearance.
+
+    Args:
+        rows: One by one, or many at a time, which saves a fifth of the time that it takes to read a log.
+        selection: What becomes of repeated items, and whether the texts are to be graded.
 
     Raises:
         LogError: An item occurs twice with different outcomes, and no choice was made.
     """
     collectors: dict[str, Collector] = {}
-    rest = iter(rows if selection.text_score is None else graded_by_texts(rows, selection))
-    while together := list(islice(rest, _TOGETHER)):
-        for task, part in groupby(together, attrgetter("task")):
-            if task.name not in collectors:
-                if len(collectors) == _MOST_TASKS:  # each takes memory of its own
-                    raise located(together[0].file, together[0].line, BadRowError(_TOO_MANY_TASKS))
-                collectors[task.name] = Collector(task, selection)
-            collectors[task.name].add(list(part))
+    if selection.text_score is not None:
+        rows = graded_by_texts(_one_by_one(rows), selection)
+    for block in _in_blocks(rows):
+        task = block.task
+        if task.name not in collectors:
+            if len(collectors) == _MOST_TASKS:  # each takes memory of its own
+                raise located(block.file, block.line[0], BadRowError(_TOO_MANY_TASKS))
+            collectors[task.name] = Collector(task, selection)
+        collectors[task.name].add(block)
     return {name: collector.predictions() for name, collector in collectors.items()}
+
+
+def _in_blocks(rows: Iterable[Row | Rows]) -> Iterator[Rows]:
+    rest = iter(rows)
+    for first in rest:
+        if isinstance(first, Rows):
+            yield first
+            continue
+        together = [first, *cast("Iterator[Row]", islice(rest, TOGETHER - 1))]
+        for _, part in groupby(together, attrgetter("task", "file")):
+            yield Rows.of(list(part))
+
+
+def _one_by_one(rows: Iterable[Row | Rows]) -> Iterator[Row]:
+    for item in rows:
+        if isinstance(item, Rows):
+            yield from item.each()
+        else:
+            yield item
 
 
 def graded_by_texts(rows: Iterable[Row], selection: Selection) -> Iterator[Row]:
@@ -98,26 +123,25 @@ class Collector:
         self._repeated = 0
         self._conflicting = 0
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Rows) -> None:
         """Append rows: all at once if none of their items was met before.
 
         Raises:
             LogError: An item was met before with another outcome, answer or content.
         """
         if self._duplicates == "draws":
-            for row in rows:
-                row.draw = self._asked[row.id] = self._asked.get(row.id, -1) + 1
-        if self._all_ascend(rows):
+            rows = rows._replace(draw=[self._next_draw(item) for item in rows.id])
+        if self._all_ascend(rows.id):
             self._extend(rows)
             return
-        keys = [_item_key(row.id, row.draw) for row in rows]
+        keys = list(map(_item_key, rows.id, rows.draw))
         if len(set(keys)) == len(keys) and self._index().keys().isdisjoint(keys):
             self._extend(rows)
             return
-        for row, key in zip(rows, keys, strict=True):
+        for row, key in zip(rows.each(), keys, strict=True):
             place = self._index().get(key)
             if place is None:
-                self._extend([row])
+                self._extend(Rows.of([row]))
             else:
                 self._settle(place, row)
 
@@ -149,12 +173,16 @@ class Collector:
             conflicting=self._conflicting,
         )
 
-    def _all_ascend(self, rows: Sequence[Row]) -> bool:
+    def _next_draw(self, item: str) -> int:
+        self._asked[item] = draw = self._asked.get(item, -1) + 1
+        return draw
+
+    def _all_ascend(self, ids: Sequence[str]) -> bool:
         """Whether the ids are numbers that only go up, as the harness writes them: then no item was met before."""
         if self._highest == math.inf:
             return False
         try:
-            numbers = [self._highest, *[int(row.id) for row in rows]]
+            numbers = [self._highest, *map(int, ids)]
         except ValueError:
             numbers = [math.inf, math.inf]
         if all(map(lt, numbers, numbers[1:])):
@@ -169,27 +197,26 @@ class Collector:
             self._row_of[_item_key(self._ids[place], self._draws[place])] = place
         return self._row_of
 
-    def _extend(self, rows: Sequence[Row]) -> None:
+    def _extend(self, rows: Rows) -> None:
         """Append rows of new items, at least one."""
-        cells = dict(zip(Row.__struct_fields__, zip(*map(msgspec.structs.astuple, rows), strict=True), strict=True))
-        self._ids += cells["id"]
+        if not self._files or self._files[-1][1] is not rows.file:
+            self._files.append((len(self._ids), rows.file))
+        self._ids += rows.id
         known = self._known
-        answers = [known.get(answer) or self._answer_keys(answer) for answer in cells["answer"]]
-        for column, values in (
-            (self._draws, cells["draw"]),
-            (self._correct, cells["correct"]),
-            (self._scores, cells["score"]),
+        answers = [known.get(answer) or self._answer_keys(answer) for answer in rows.answer]
+        columns: tuple[tuple[array[Any], Sequence[object]], ...] = (
+            (self._draws, rows.draw),
+            (self._correct, rows.correct),
+            (self._scores, rows.score),
             (self._answers, [key for key, _ in answers]),
             (self._numbers, [number for _, number in answers]),
-            (self._targets, [_key("\0".join(targets)) if targets else MISSING for targets in cells["targets"]]),
-            (self._doc_hashes, _hash_heads(rows, cells["doc_hash"])),
-            (self._lines, cells["line"]),
-        ):
+            (self._targets, [_key("\0".join(targets)) if targets else MISSING for targets in rows.targets]),
+            (self._doc_hashes, _hash_heads(rows)),
+            (self._lines, rows.line),
+        )
+        for column, values in columns:
             column.extend(array(column.typecode, values))  # twice as fast as extending by the values
-        for place, file in enumerate(cells["file"], len(self._ids) - len(rows)):
-            if not self._files or self._files[-1][1] is not file:
-                self._files.append((place, file))
-        for texts, labels in zip(self._labels, zip(*cells["labels"], strict=True), strict=True):
+        for texts, labels in zip(self._labels, zip(*rows.labels, strict=True), strict=True):
             texts += [self._shared.setdefault(label, label) for label in labels]
 
     def _answer_keys(self, answer: str | None) -> tuple[int, int]:
@@ -206,7 +233,7 @@ class Collector:
     def _settle(self, place: int, row: Row) -> None:
         """Decide what a second row of one item is: the same again, a choice that the user made, or a fault."""
         answer, number = self._answer_keys(row.answer)
-        (content,) = _hash_heads([row], [row.doc_hash])
+        (content,) = _hash_heads(Rows.of([row]))
         outcome = (self._correct[place], self._answers[place], self._doc_hashes[place])
         earlier_score = self._scores[place]
         same_score = earlier_score == row.score or (math.isnan(earlier_score) and math.isnan(row.score))
@@ -244,13 +271,13 @@ def _key(text: str) -> int:
     return hash(text) or 1
 
 
-def _hash_heads(rows: Sequence[Row], doc_hashes: Sequence[str | None]) -> list[int]:
+def _hash_heads(rows: Rows) -> list[int]:
     """64 bits of each are plenty to notice that two items differ, in 8 bytes instead of the text's 113."""
     try:
-        heads = [int(value[:_HEAD], 16) if value else 0 for value in doc_hashes]
+        heads = [int(value[:_HEAD], 16) if value else 0 for value in rows.doc_hash]
         if min(heads) >= 0:
             return heads
     except ValueError:
         pass
-    bad = next(row for row in rows if row.doc_hash and not _HEXADECIMAL.fullmatch(row.doc_hash[:_HEAD]))
+    bad = next(row for row in rows.each() if row.doc_hash and not _HEXADECIMAL.fullmatch(row.doc_hash[:_HEAD]))
     raise located(bad.file, bad.line, BadRowError(f"doc_hash is {quoted(bad.doc_hash)}; expected hexadecimal digits"))

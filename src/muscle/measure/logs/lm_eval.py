@@ -6,6 +6,7 @@ off the harness itself (0.4.13): `loggers/evaluation_tracker.py` writes the rows
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -13,6 +14,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from muscle.errors import LogError, quoted
+from muscle.measure.logs.collector import TOGETHER
 from muscle.measure.logs.lines import json_rows, list_rows
 from muscle.measure.logs.lm_eval_answers import (
     LENGTHS,
@@ -25,9 +27,9 @@ from muscle.measure.logs.lm_eval_answers import (
     log_likelihoods,
     targets_of,
 )
-from muscle.measure.logs.lm_eval_metrics import check_named, choose, first_that_judges, notes_by_task
+from muscle.measure.logs.lm_eval_metrics import Measure, check_named, choose, first_that_judges, notes_by_task
 from muscle.measure.logs.lm_eval_old import task_of
-from muscle.measure.logs.rows import BadRowError, Row, Selection, Task, as_id, as_score, as_text, inside, located
+from muscle.measure.logs.rows import BadRowError, Row, Rows, Selection, Task, as_id, as_score, as_text, inside, located
 from muscle.measure.logs.source import LogFile
 from muscle.measure.predictions import UNSCORED
 
@@ -47,6 +49,12 @@ def recognises(file: LogFile, selection: Selection) -> bool:
 
 
 def rows(files: Sequence[LogFile], selection: Selection, notes: list[str], *, texts: bool = False) -> Iterator[Row]:
+    """The rows of `blocks` one by one."""
+    for block in blocks(files, selection, notes, texts=texts):
+        yield from block.each()
+
+
+def blocks(files: Sequence[LogFile], selection: Selection, notes: list[str], *, texts: bool = False) -> Iterator[Rows]:
     """Read samples files, several of one task (reruns) included.
 
     A task that lacks the metric or filter which the selection names is read by its first, and a note says so.
@@ -61,7 +69,7 @@ def rows(files: Sequence[LogFile], selection: Selection, notes: list[str], *, te
         files_of.setdefault(task_of(file, beside), []).append(file)
     tasks = [_TaskReader(name, parts, selection, texts=texts) for name, parts in files_of.items()]
     for task in tasks:
-        yield from task.rows()
+        yield from task.blocks()
     filters = {name: None for task in tasks for name in task.filters}
     if selection.filter is not None and selection.filter not in filters:
         among = ", ".join(name for name in filters if name is not None)
@@ -88,14 +96,15 @@ class _TaskReader:
         self._measure = choose(metrics, selection, self._first_that_judges)
         self._own_filter = as_text(files[0].first_row.get("filter"))
 
-    def rows(self) -> Iterator[Row]:
+    def blocks(self) -> Iterator[Rows]:
         """Yield the rows of one filter: the one selected, or where the task lacks it the first."""
         selected = self._selection.filter
         for which in [self._own_filter] if selected is None else [selected, self._own_filter]:
             measure = self._measure
             task = Task(self.name, measure.metric, which, measure.score, _repeat_remedy(self._own_filter))
             for file in self._files:
-                yield from self._file_rows(file, task)
+                reader = _FileReader(file, task, measure, self._selection.labels, texts=self._texts)
+                yield from reader.blocks(self.filters)
             if which in self.filters:
                 return
 
@@ -120,38 +129,84 @@ class _TaskReader:
 
         return first_that_judges(names, values())
 
-    def _file_rows(self, file: LogFile, task: Task) -> Iterator[Row]:
-        measure, texts = self._measure, self._texts
-        doubled = "acc_mutual_info" in _metric_values(file)
-        answer_of = answer_rule(task.metric, doubled=doubled)
-        paths = [label.split(".") for label in self._selection.labels]
+
+class _FileReader:
+    """Reads the rows of one filter in one file."""
+
+    def __init__(self, file: LogFile, task: Task, measure: Measure, labels: Sequence[str], *, texts: bool) -> None:
+        """Prepare to decode what is asked for and nothing else."""
+        self._file, self._task, self._measure, self._texts = file, task, measure, texts
+        paths = [label.split(".") for label in labels]
         base = SampleWithTexts if texts else SampleWithChoices if task.metric in LENGTHS else Sample
-        row_type, cell = _row_type(file, base, [task.metric, task.score, *(path[0] for path in paths)])
-        value_of, grade_of = cell[task.metric], cell[task.score]
-        label_of = [(cell[path[0]], path[1:]) for path in paths]
-        judged, graded = task.metric is not None, task.score or ""
-        score, prompt = math.nan, None
-        labels: tuple[str | None, ...] = ()
-        for line, row in _read(file, row_type):
-            if row.filter != task.filter:
-                self.filters[row.filter] = None
-                continue
-            try:
-                correct = measure.outcome(value_of(row))
-                # Only a row that is meant to be unscored may lack the answer.
-                answer = None if judged and correct == UNSCORED else answer_of(row)
-                targets = targets_of(row.target)
-                if graded:
-                    score = as_score(grade_of(row), graded)
-                if label_of:
-                    labels = tuple(as_text(inside(get(row), path)) for get, path in label_of)
-                if texts:
-                    prompt, answer, targets = in_words(cast(SampleWithTexts, row), answer, doubled=doubled)
-                identity = as_id(row.doc_id)
-            except BadRowError as fault:
-                raise located(file.path, line, fault) from None
-            self.filters[task.filter] = None
-            yield Row(task, file.path, line, identity, correct, answer, targets, score, 0, row.doc_hash, labels, prompt)
+        self._row_type, cell = _row_type(file, base, [task.metric, task.score, *(path[0] for path in paths)])
+        self._value_of, self._grade_of = cell[task.metric], cell[task.score]
+        self._label_of = [(cell[path[0]], path[1:]) for path in paths]
+        self._doubled = "acc_mutual_info" in _metric_values(file)
+        self._answer_of = answer_rule(task.metric, doubled=self._doubled)
+
+    def blocks(self, filters: dict[str | None, None]) -> Iterator[Rows]:
+        """Yield the rows; put the names of all filters met into `filters`."""
+        read = _read(self._file, self._row_type)
+        while together := list(islice(read, TOGETHER)):
+            met = dict.fromkeys([row.filter for _, row in together])
+            filters |= met
+            if len(met) > 1:
+                together = [(line, row) for line, row in together if row.filter == self._task.filter]
+            if self._task.filter in met:
+                yield self._located(together)
+
+    def _located(self, numbered: Sequence[tuple[int, Sample]]) -> Rows:
+        """The rows as columns; on a fault the error names the row.
+
+        Raises:
+            LogError: A row cannot be read.
+        """
+        try:
+            return self._columns(numbered)
+        except BadRowError as fault:
+            if len(numbered) == 1:
+                raise located(self._file.path, numbered[0][0], fault) from None
+        for each in numbered:
+            self._located([each])
+        raise AssertionError("a fault in many rows is a fault in one of them")
+
+    def _columns(self, numbered: Sequence[tuple[int, Sample]]) -> Rows:
+        lines, rows = zip(*numbered, strict=True)
+        count, score = len(rows), self._task.score
+        correct = self._measure.outcomes(list(map(self._value_of, rows)))
+        answers = self._answers(rows, correct)
+        targets = [targets_of(row.target) for row in rows]
+        scores, labels = [math.nan] * count, [()] * count
+        prompts: list[str | None] = [None] * count
+        if score is not None:
+            scores = [as_score(self._grade_of(row), score) for row in rows]
+        if self._label_of:
+            labels = [tuple(as_text(inside(get(row), path)) for get, path in self._label_of) for row in rows]
+        if self._texts:
+            shown = [in_words(*each, doubled=self._doubled) for each in zip(rows, answers, strict=True)]
+            prompts, answers, targets = map(list, zip(*shown, strict=True))
+        ids = [str(row.doc_id) if type(row.doc_id) is int else as_id(row.doc_id) for row in rows]
+        hashes = [row.doc_hash for row in rows]
+        return Rows(
+            self._task,
+            self._file.path,
+            lines,
+            ids,
+            correct,
+            answers,
+            targets,
+            scores,
+            [0] * count,
+            hashes,
+            labels,
+            prompts,
+        )
+
+    def _answers(self, rows: Sequence[Sample], correct: Sequence[int]) -> list[str | None]:
+        if self._task.metric is None or UNSCORED not in correct:
+            return list(map(self._answer_of, rows))
+        # A row that is meant to be unscored may lack the answer.
+        return [None if each[1] == UNSCORED else self._answer_of(each[0]) for each in zip(rows, correct, strict=True)]
 
 
 def _metric_values(file: LogFile) -> dict[str, object]:

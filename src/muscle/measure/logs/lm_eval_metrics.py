@@ -34,6 +34,17 @@ class Measure:
         except (KeyError, TypeError):  # TypeError: a list or mapping
             return as_outcome(value, self.metric or "", self._remedy(value))
 
+    def outcomes(self, values: Sequence[object]) -> list[int]:
+        """`outcome` of many values.
+
+        Raises:
+            BadRowError: As of `outcome`.
+        """
+        try:
+            return [OUTCOMES[value] for value in values]
+        except (KeyError, TypeError):
+            return [self.outcome(value) for value in values]
+
     def remarks(self, selection: Selection) -> list[str]:
         """What a user should know of the choice."""
         remarks = []
