@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muscle.errors import LogError
-from muscle.measure.logs import OpenLog
+from muscle.measure.logs import OpenLog, lm_eval
+from muscle.measure.logs.collector import gather
 from muscle.measure.logs.rows import Row, Selection
 from muscle.measure.predictions import Log
 
@@ -492,6 +493,40 @@ CHAT = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": 
 def test_prompts_in_words(write_rows: WriteRows, prompt: object, shown: str | None) -> None:
     row = sample(0, responses=["2"], target="two", arguments={"gen_args_0": {"arg_0": prompt, "arg_1": {"until": []}}})
     assert in_words(write_rows("log.jsonl", [row])) == (shown, "two", "2")
+
+
+# --- more rows than are taken at a time ---
+
+
+def test_long_files(write_rows: WriteRows) -> None:
+    rows = [sample(i, responses=choices(-1, -2), filter="a" if i < 400 else "b", acc=i % 2) for i in range(800)]
+    file = write_rows("log.jsonl", rows)
+    for name, numbers in (("a", range(400)), ("b", range(400, 800))):
+        found = rows_of(file, filter=name)
+        assert [(row.id, row.line, row.correct) for row in found] == [(str(i), i + 1, i % 2) for i in numbers]
+    log = read(file)
+    assert log.tasks[""].ids == [str(i) for i in range(400)]
+    assert log.notes == ("filter a is read; choose with --filter among it and b",)
+
+
+@pytest.mark.parametrize("bad", [{"acc": "C"}, {"filtered_resps": choices(math.nan, -1)}, {"doc_id": ""}])
+def test_a_fault_far_down_is_found(write_rows: WriteRows, bad: dict[str, Any]) -> None:
+    rows = [sample(i, responses=choices(-1, -2)) for i in range(700)]
+    rows[501] |= bad
+    with pytest.raises(LogError, match=r"log\.jsonl:502: "):
+        read(write_rows("log.jsonl", rows))
+
+
+def test_blocks_are_the_rows_in_columns(write_rows: WriteRows) -> None:
+    rows = [sample(i, responses=choices(-1, -2), acc=None if i % 3 else 1) for i in range(300)]
+    log = OpenLog(write_rows("log.jsonl", rows), Selection())
+    blocks = list(lm_eval.blocks(log._files, Selection(), []))
+    assert len(blocks) == 2
+    assert [repr(row) for block in blocks for row in block.each()] == [repr(row) for row in log.rows()]
+    whole = [gather(kind, Selection())[""] for kind in (blocks, log.rows())]
+    assert whole[0].ids == whole[1].ids
+    for name in ("draws", "correct", "answers", "numbers", "targets", "doc_hashes"):
+        assert getattr(whole[0], name).tolist() == getattr(whole[1], name).tolist()
 
 
 # --- broken files ---

@@ -1,11 +1,12 @@
 """Cells as values: what is an id, what is right, what is a score."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from muscle.measure.logs.rows import BadRowError, as_id, as_outcome, as_score, as_text, inside
+from muscle.measure.logs.rows import BadRowError, Row, Rows, Task, as_id, as_outcome, as_score, as_text, inside
 
 
 @pytest.mark.parametrize(
@@ -88,3 +89,13 @@ def test_paths_into_objects() -> None:
     assert [inside(row, path.split(".")) for path in ("doc.meta.level", "doc.tags.0", "doc.no.level", "x")] == [3] + [
         None
     ] * 3
+
+
+def test_rows_as_columns_and_back() -> None:
+    task, file = Task("t"), Path("log.jsonl")
+    rows = [
+        Row(task, file, 1, "a", 1, "x", ("y",), 0.5, 2, "0a", ("l",), "?"),
+        Row(task, file, 2, "b", score=0.25),
+    ]
+    assert Rows._fields == Row.__struct_fields__
+    assert list(Rows.of(rows).each()) == rows

@@ -176,8 +176,9 @@ class _FileReader:
         correct = self._measure.outcomes(list(map(self._value_of, rows)))
         answers = self._answers(rows, correct)
         targets = [targets_of(row.target) for row in rows]
-        scores, labels = [math.nan] * count, [()] * count
+        scores = [math.nan] * count
         prompts: list[str | None] = [None] * count
+        labels: list[tuple[str | None, ...]] = [()] * count
         if score is not None:
             scores = [as_score(self._grade_of(row), score) for row in rows]
         if self._label_of:
