@@ -56,8 +56,11 @@ class NoInputError(Exception):
     """No files can be made of the bytes."""
 
 
-Write = Callable[[Path, bytes, int], Path]
-"""(empty folder, body, layout) -> what to open; the layout is a number below 256 that chooses among variants."""
+Write = Callable[[Path, bytes, int], object]
+"""(empty folder, body, layout) -> the path or Python object to open.
+
+The layout is a number below 256 that chooses among variants.
+"""
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,15 @@ def _frame(suffix: str) -> Write:
     return write
 
 
+def _objects(folder: Path, body: bytes, layout: int) -> object:
+    """A Python object: a list of the rows, one per line, or such a list by task."""
+    try:
+        rows = [json.loads(line) for line in body.split(b"\n")]
+    except (ValueError, RecursionError) as error:
+        raise NoInputError from error
+    return {"a": rows, "b": rows[:1]} if layout & 1 else tuple(rows) if layout & 2 else rows
+
+
 def _archive(folder: Path, body: bytes, layout: int) -> Path:
     """A zip file: the first line is its header, each further line a sample."""
     header, *samples = body.split(b"\n")
@@ -196,6 +208,7 @@ TARGETS: Mapping[str, Target] = {
     "table-csv": Target("table", _named("log.csv"), **_TABLE),
     "parquet": Target("table", _frame(".parquet"), **_TABLE),
     "arrow": Target("table", _frame(".arrow"), **_TABLE),
+    "objects": Target("table", _objects, **_TABLE),
     "any": Target(None, _rows, scores=(None, "score", "acc"), labels=_LABELS, columns=({}, {"id": "#"})),
 }
 
@@ -235,13 +248,13 @@ def attempt(target: Target, data: bytes, folder: Path) -> None:
         left.unlink()
     options, body = data[:OPTION_BYTES].ljust(OPTION_BYTES, b"\0"), data[OPTION_BYTES:]
     try:
-        path = target.write(folder, body, options[3])
+        source = target.write(folder, body, options[3])
     except NoInputError:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a warning would reach the user
         try:
-            log = OpenLog(path, selected(target, options))
+            log = OpenLog(source, selected(target, options))
             tasks = log.read().tasks
             log.texts({name: {(item, 0) for item in task.ids[:5]} for name, task in tasks.items()})
         except MuscleError as error:

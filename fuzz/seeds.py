@@ -257,7 +257,13 @@ _FRAMES: list[list[Any]] = [
     [{"id": 1, "correct": True, "answer": "a", "score": 0.5}, {"id": 2, "correct": None, "answer": "b", "score": 1.0}],
     [{"id": "a", "correct": 1, "gold": {"subject": "s"}, "answer": ["x"], "target": ["x", "y"], "draw": 0}] * 2,
 ]
-_ROWS = {**_ROWS, "parquet": _FRAMES, "arrow": _FRAMES, "any": [rows for group in _ROWS.values() for rows in group]}
+_ROWS = {
+    **_ROWS,
+    "parquet": _FRAMES,
+    "arrow": _FRAMES,
+    "objects": _ROWS["table-json"] + _ROWS["lm-eval"],
+    "any": [rows for group in _ROWS.values() for rows in group],
+}
 
 
 def _zips() -> Iterator[bytes]:
