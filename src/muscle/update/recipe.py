@@ -1,40 +1,313 @@
-"""Settings of a model update, without the libraries that carry them out."""
+"""A model update as typed settings, without the libraries that carry it out. Defaults are the paper's (table 8).
+
+A recipe is a YAML file with the fields of `Recipe`; `recipe_file.read_recipe` reads one and names what is wrong in it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
 
 Split = Literal["validation", "test"]
 
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Number = Annotated[int, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """Shape of an adapter; it sits on all linear layers, without dropout (the paper's table 8)."""
-
-    rank: int
-    alpha: int
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How long and how fast to train: AdamW without weight decay, cosine schedule to zero."""
-
-    epochs: int
-    """With a validation set, the weights of the epoch with the lowest cross-entropy there are kept."""
-    learning_rate: float
-    batch_size: int = 64
-    warmup_steps: int = 0
-    seed: int = 0
+WeightName = Literal["student_wrong", "old_right", "always_old", "token_likelihood", "sequence_likelihood"]
 
 
-@dataclass(frozen=True)
-class AlignmentSettings:
-    """What a compatibility adapter learns from (the paper's section 4 and appendix A.4)."""
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A group of settings: plain values that a stage's record can hold."""
 
-    weight: Literal["student_wrong", "always_old"] | None
-    """Which tokens the old teacher rules: a function of `muscle.update.weights`. None: no teachers, cross-entropy."""
-    temperature: float = 1.0
-    """T > 0 of both softmaxes."""
-    ce_share: float = 0.0
-    """1 - lambda, the share of cross-entropy, in [0, 1)."""
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, from which `msgspec.convert` makes the same settings again."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+
+class Loading(Settings, frozen=True, kw_only=True):
+    """How a base model is loaded."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the frozen base's weights; auto is what its checkpoint has. Adapters are trained in float32."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Load the frozen base quantized by bitsandbytes (QLoRA with 4bit: NF4, double quantization)."""
+    trust_remote_code: bool = False
+    """Run model or tokenizer code that comes with the checkpoint."""
+    allow_pickle: bool = False
+    """Also load weights that are pickled, not safetensors: unpickling can run any code."""
+
+
+class Base(Loading, frozen=True, kw_only=True):
+    """A base model."""
+
+    base: str
+    """Hub id, hub id@revision, or local folder."""
+
+
+class TaskModel(Settings, frozen=True, kw_only=True):
+    """A model that does a task: a base with its adapter, or a base that was fine-tuned whole."""
+
+    base: Base
+    adapter: str | None = None
+    """PEFT adapter: local folder or hub id. None: the base itself is the task model."""
+
+
+class Scratch(Settings, frozen=True, kw_only=True):
+    """A small base that is pretrained from scratch on the tasks' training texts, in place of a published one.
+
+    Both bases of an update then share one byte-level BPE tokenizer, trained on the same texts.
+    """
+
+    architecture: str = "llama"
+    """Model type of transformers: llama, mistral, qwen3, phi, gemma2, ..."""
+    hidden_size: Count = 128
+    """Width; a multiple of the heads."""
+    layers: Count = 2
+    """Transformer blocks."""
+    heads: Count = 4
+    """Attention heads of a block, and as many of keys and values."""
+    vocabulary: Count = 2000
+    """Of the tokenizer; the larger one counts for both bases."""
+    steps: Number = 300
+    """Of AdamW over rows of packed texts; 0 leaves the base as it was initialised."""
+    batch_size: Count = 32
+    """Rows per step."""
+    length: Count = 128
+    """Tokens per row."""
+    learning_rate: Positive = 3e-3
+    """Its peak, after 50 steps; a cosine falls to zero."""
+    text_share: Share = 1.0
+    """Share of the training texts that this base reads: the first ones of a shuffle that both bases have in common."""
+    seed: Number = 0
+    """Decides the initial weights and the order of the rows."""
+
+
+class Side(Loading, frozen=True, kw_only=True):
+    """The old or the new side of an update: its base, and task adapters that exist already."""
+
+    base: str | None = None
+    """Hub id, hub id@revision, or local folder."""
+    scratch: Scratch | None = None
+    """Pretrain a small base instead."""
+    architecture: str | None = None
+    """Model type of transformers that a stand-in of `--dry-run` has; null asks the checkpoint."""
+    adapters: Mapping[str, str | None] = {}
+    """By task: a PEFT adapter to use instead of training one; null where the base itself is the task model."""
+
+    def loaded_from(self, base: str) -> Base:
+        """The base, loaded as this side says from where it is."""
+        return Base(base=base, **{name: getattr(self, name) for name in Loading.__struct_fields__})
+
+
+class LoraSettings(Settings, frozen=True, kw_only=True):
+    """Shape of an adapter, in PEFT's terms."""
+
+    rank: Count = 128
+    """r, the inner width."""
+    alpha: Positive = 256
+    """Scale: alpha / r times the adapter's output, with rslora alpha / sqrt(r)."""
+    dropout: Share = 0.0
+    """Of the adapter's input, in training."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Modules that get an adapter: all-linear (all but the output head), names, or one regular expression."""
+    target_parameters: tuple[str, ...] = ()
+    """Parameters outside linear layers, such as the fused experts of a mixture."""
+    dora: bool = False
+    """Weight-decomposed adapters (DoRA)."""
+    rslora: bool = False
+    """Rank-stabilised scale."""
+
+
+class TrainingSettings(Settings, frozen=True, kw_only=True):
+    """How long and how fast to train, and which epoch is kept. What the paper leaves open is marked "chosen here"."""
+
+    epochs: Count = 10
+    """Times through the training texts."""
+    learning_rate: Positive = 1e-4
+    """Its peak."""
+    batch_size: Count = 4
+    """Texts per process and forward pass (chosen here)."""
+    accumulation: Count = 8
+    """Batches per optimiser step."""
+    warmup_steps: Number = 500
+    """Optimiser steps in which the learning rate rises to its peak."""
+    weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Of the adapter's weights."""
+    optimizer: str = "adamw_torch"
+    """One of transformers' optimisers (chosen here)."""
+    schedule: str = "cosine"
+    """One of transformers' learning-rate schedules (chosen here)."""
+    max_grad_norm: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    """Gradient clipping (chosen here); 0 is none."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the forward pass (mixed precision)."""
+    gradient_checkpointing: bool = False
+    """Compute activations a second time instead of keeping them."""
+    tokens: Literal["all", "answer"] = "all"
+    """Which tokens are targets; the paper's appendix A.1: all, context and answer alike."""
+    select_by: Literal["cross_entropy", "flips", "last"] = "cross_entropy"
+    """The epoch kept: lowest validation cross-entropy (the paper), fewest negative flips on the validation items (ties,
+    and task adapters, which have no old model: by cross-entropy), or the last."""
+    early_stopping: Count | None = None
+    """Stop after so many epochs without a better one, as select_by judges; with last, by cross-entropy."""
+    report_to: tuple[str, ...] = ()
+    """Trackers of transformers: tensorboard, wandb, trackio, ..."""
+    deepspeed: str | None = None
+    """DeepSpeed configuration, a JSON file."""
+    seed: Number = 0
+    """Decides the initial adapter and the order of the texts."""
+
+
+class AlignmentSettings(Settings, frozen=True, kw_only=True):
+    """What a compatibility adapter learns from (the paper's section 4, appendix A.4 and table 7)."""
+
+    weight: WeightName | None = "student_wrong"
+    """Which tokens the old teacher rules: a function of `muscle.update.weights`. null: no teachers, cross-entropy."""
+    temperature: Positive = 2.0
+    """T of both softmaxes."""
+    squared_temperature: bool = False
+    """Multiply the divergence by T^2, which keeps the size of its gradient; the paper does not."""
+    ce_share: Share = 0.0
+    """1 - lambda, the share of cross-entropy."""
+    teachers: Literal["cached", "live"] = "cached"
+    """Final hidden states of the whole training set, computed once; or both teachers run beside the student."""
+
+
+class EvaluationSettings(Settings, frozen=True, kw_only=True):
+    """How task models are evaluated, through lm-eval."""
+
+    backend: str = "hf"
+    """A model type of lm-eval: hf, vllm, sglang, local-completions, local-chat-completions, ..."""
+    backend_args: Mapping[str, str | int | float | bool] = {}
+    """Further arguments of that back end, for example gpu_memory_utilization or base_url."""
+    batch_size: Count = 64
+    """Texts per forward pass."""
+    limit: Count | None = None
+    """Score the first items only."""
+    draws: Count = 1
+    """Sample each item so many times (generation only); 1 decodes as the task says."""
+    temperature: Positive = 1.0
+    """Of sampling, where draws > 1."""
+    seed: Number = 0
+    """Of sampling, and of what a task draws at random."""
+
+
+class TaskSettings(Settings, frozen=True, kw_only=True):
+    """How one lm-eval task is used; its groups override the recipe's, key by key."""
+
+    include_path: str | None = None
+    """Folder of further lm-eval task YAML files, where this task is defined."""
+    num_fewshot: Number | None = None
+    """Shots of the evaluation's prompts; null is what the task says. Training texts have none."""
+    chat_template: bool = False
+    """Put prompts through the tokenizer's chat template, in training and evaluation."""
+    system_instruction: str | None = None
+    """System message of the chat template."""
+    validation_share: Share | None = 0.2
+    """Share of the training split held out for validation (section 5); null: the task's own validation split, which
+    needs a test split beside it."""
+    train_limit: Count | None = None
+    """Use that many items of the training split, drawn by the seed, before validation is held out."""
+    seed: Number = 0
+    """Decides which items are held out."""
+    lora: Mapping[str, Any] = {}
+    """Keys of the recipe's `lora` that differ for this task."""
+    training: Mapping[str, Any] = {}
+    """Keys of the recipe's `training` that differ for this task."""
+    alignment: Mapping[str, Any] = {}
+    """Keys of the recipe's `alignment` that differ for this task."""
+    alignment_training: Mapping[str, Any] = {}
+    """Keys of the recipe's `alignment_training` that differ for this task."""
+    evaluation: Mapping[str, Any] = {}
+    """Keys of the recipe's `evaluation` that differ for this task."""
+
+
+TASK_GROUPS = ("lora", "training", "alignment", "alignment_training", "evaluation")
+"""Keys of `TaskSettings` that override the recipe's."""
+
+Control = Literal["cross_entropy", "old_teacher", "reseeded", "ensemble"]
+
+
+class Recipe(Settings, frozen=True, kw_only=True):
+    """One model update: two bases, tasks, how adapters are trained, and what they are held against."""
+
+    description: str = ""
+    """What is updated, in a few words."""
+    paper_update: str | None = None
+    """Row of the paper's tables 4, 5, 6 and 9 that this reproduces, for example "Llama 1->2": its figures are shown
+    beside."""
+    old: Side
+    """The side that users know."""
+    new: Side
+    """The side that takes its place."""
+    tasks: Mapping[str, TaskSettings]
+    """lm-eval tasks by name."""
+    data: str | None = None
+    """Folder of local data in place of the hub's: <data>/<task>/<split>.jsonl, .json or .parquet."""
+    methods: Mapping[str, Mapping[str, Any]] = msgspec.field(default_factory=lambda: {"muscle": {}})
+    """Compatibility adapters to train, by name, each with the keys of `alignment` that it changes; {}: measure only."""
+    controls: tuple[Control, ...] = ("cross_entropy",)
+    """What the methods are held against: the same steps of cross-entropy, distilling the old model only, the new
+    adapter trained with another seed, both models together at inference."""
+    lora: LoraSettings = LoraSettings()
+    """Shape of all adapters."""
+    training: TrainingSettings = TrainingSettings()
+    """Of task adapters."""
+    alignment: AlignmentSettings = AlignmentSettings()
+    """What compatibility adapters learn from."""
+    alignment_training: Mapping[str, Any] = {}
+    """Keys of `training` that differ for compatibility adapters and trained controls."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """How all models are evaluated."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that are evaluated on each task; each has a log of that name."""
+        return ("old", "new", *self.methods, *self.controls)
+
+    def lora_of(self, task: str) -> LoraSettings:
+        """Shape of the adapters of a task."""
+        return merged(self.lora, self.tasks[task].lora)
+
+    def training_of(self, task: str) -> TrainingSettings:
+        """How task adapters of a task are trained."""
+        return merged(self.training, self.tasks[task].training)
+
+    def alignment_of(self, task: str, method: str) -> AlignmentSettings:
+        """What a method, or a control that trains, learns from."""
+        changes = CONTROL_ALIGNMENTS.get(method) or self.methods[method]
+        return merged(self.alignment, self.tasks[task].alignment, changes)
+
+    def alignment_training_of(self, task: str) -> TrainingSettings:
+        """How methods and the controls that train are trained on a task."""
+        return merged(self.training_of(task), self.alignment_training, self.tasks[task].alignment_training)
+
+    def evaluation_of(self, task: str) -> EvaluationSettings:
+        """How a task is evaluated."""
+        return merged(self.evaluation, self.tasks[task].evaluation)
+
+
+CONTROL_ALIGNMENTS: dict[str, Mapping[str, Any]] = {
+    "cross_entropy": {"weight": None},
+    "old_teacher": {"weight": "always_old"},
+}
+"""The controls that train an adapter as methods do."""
+
+_S = TypeVar("_S", bound=Settings)
+
+
+def merged(settings: _S, *changes: Mapping[str, Any]) -> _S:
+    """The settings with some of their keys changed, later changes over earlier ones.
+
+    Raises:
+        msgspec.ValidationError: A key is unknown or a value out of range.
+    """
+    plain = settings.as_dict()
+    for change in changes:
+        plain |= change
+    return msgspec.convert(plain, type(settings), strict=False)

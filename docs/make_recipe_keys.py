@@ -1,0 +1,96 @@
+"""Writes the table of keys in docs/recipes.md from the fields and their texts in src/muscle/update/recipe.py.
+
+python docs/make_recipe_keys.py
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+from muscle.update import recipe
+
+PAGE = Path(__file__).parent / "recipes.md"
+START, END = "<!-- keys -->\n", "<!-- end of keys -->\n"
+GROUPS = {
+    "Recipe": "Top level",
+    "Side": "`old` and `new`",
+    "Loading": "`old` and `new`: how the base is loaded",
+    "Scratch": "`old.scratch` and `new.scratch`",
+    "TaskSettings": "`tasks.<name>`",
+    "LoraSettings": "`lora`",
+    "TrainingSettings": "`training`, `alignment_training`",
+    "AlignmentSettings": "`alignment`, `methods.<name>`",
+    "EvaluationSettings": "`evaluation`",
+}
+
+
+def page() -> str:
+    """The page with its tables as the source has them now."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    return before + START + "\n".join(_tables()) + "\n" + END + rest.partition(END)[2]
+
+
+def _tables() -> Iterator[str]:
+    tree = ast.parse(inspect.getsource(recipe))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for name, title in GROUPS.items():
+        yield from ("", f"### {title}", "", "| key | values | default | |", "|---|---|---|---|")
+        for field, text in _fields(classes[name]):
+            default = "" if field.value is None else _default(field.value)
+            yield f"| `{ast.unparse(field.target)}` | {_values(field.annotation)} | {default} | {text} |"
+
+
+def _fields(settings: ast.ClassDef) -> Iterator[tuple[ast.AnnAssign, str]]:
+    for node, after in zip(settings.body, [*settings.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign):
+            documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            text = str(after.value.value) if documented else ""  # type: ignore[union-attr]
+            yield node, " ".join(text.split()).replace("|", "\\|")
+
+
+def _values(annotation: ast.expr) -> str:
+    known = {
+        "Count": "whole number >= 1",
+        "Number": "whole number >= 0",
+        "Share": "0 to 1",
+        "Positive": "number > 0",
+        "WeightName": ", ".join(recipe.WeightName.__args__),  # type: ignore[attr-defined]
+        "bool": "true, false",
+        "str": "text",
+        "tuple[Control, ...]": f"list of {', '.join(recipe.Control.__args__)}",  # type: ignore[attr-defined]
+        "tuple[str, ...]": "list of texts",
+    }
+    text = ast.unparse(annotation)
+    words = []
+    for part in [text] if text.startswith("Mapping") else text.split(" | "):
+        if part == "None":
+            part = "null"
+        elif part.startswith("Literal["):
+            part = part.removeprefix("Literal[").removesuffix("]").replace("'", "")
+        elif part.startswith("Annotated[float"):
+            part = "number >= 0"
+        elif part.startswith("Mapping") or part.endswith("Settings") or part in ("Side", "Scratch"):
+            part = "keys"
+        words.append(known.get(part, part))
+    return ", ".join(words)
+
+
+def _default(value: ast.expr) -> str:
+    text = ast.unparse(value)
+    if "Settings(" in text or text == "{}" or text == "()":
+        return ""
+    if "lambda" in text:
+        text = text.partition("lambda: ")[2].removesuffix(")").replace("'", "")
+    if isinstance(value, ast.Tuple):
+        text = f"[{', '.join(ast.literal_eval(value))}]"
+    plain = {"None": "null", "True": "true", "False": "false", "''": ""}
+    text = plain.get(text, text.strip("'"))
+    return f"`{text}`" if text else ""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
