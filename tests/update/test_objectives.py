@@ -1,88 +1,200 @@
-"""The whole objective on a padded batch, against a reference that goes token by token in float64."""
+"""The whole objective on a padded batch, loss, gradient and statistics, against `reference`, token by token."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from muscle.update.objectives import Compatibility, task_objective
+from muscle.errors import MuscleError
+from muscle.update.objectives import Compatibility, compatibility, task_objective
+from muscle.update.recipe import AlignmentSettings, WeightName
 from muscle.update.tasks import IGNORED
 from muscle.update.weights import student_wrong
 
-LENGTHS, WIDTH, V = (6, 3), 6, 5
+from .reference import Gold, argmax, kl, masks, softmax
+
+LENGTHS, WIDTH, V = (6, 3, 5), 6, 5
+PROMPT = (0, 0, 2)
+"""Tokens at the start of each row that are context, not targets."""
+
+EVERY_WEIGHT = pytest.mark.parametrize("weight", get_args(WeightName))
 
 
 @dataclass
 class Fixed:
-    """A teacher that always says the same; stands in for CachedTeacher, which its own tests compare with a model."""
+    """A teacher that always says the same; stands in for real ones, which their own tests compare with a model."""
 
     said: Tensor
 
-    def logits(self, index: Tensor) -> Tensor:
-        return self.said[index]
+    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return self.said[batch["index"]]
 
 
 def batch() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(V, (2, WIDTH), generator=generator)
-    labels[:, 0] = IGNORED
-    for row, length in enumerate(LENGTHS):
+    labels = torch.randint(V, (len(LENGTHS), WIDTH), generator=generator)
+    for row, (length, prompt) in enumerate(zip(LENGTHS, PROMPT, strict=True)):
         labels[row, length:] = IGNORED
-    return {"labels": labels, "index": torch.tensor([1, 0])}
+        labels[row, : max(1, prompt)] = IGNORED
+    return {"labels": labels, "index": torch.tensor([1, 0, 2])}
 
 
-def said(seed: int) -> Tensor:
-    return 2 * torch.randn(2, WIDTH, V, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+def said(seed: int, rows: int = V, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.randn(len(LENGTHS), WIDTH, rows, dtype=torch.float64, generator=generator).to(dtype)
 
 
-def log_softmax(row: Tensor, temperature: float = 1.0) -> list[float]:
-    values = [value / temperature for value in row.tolist()]
-    normaliser = math.log(sum(math.exp(value) for value in values))
-    return [value - normaliser for value in values]
+@dataclass
+class Sums:
+    """What the reference adds up over the target positions."""
 
-
-@pytest.mark.parametrize("ce_share", [0.0, 0.3])
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_compatibility_is_the_papers_sum(ce_share: float, temperature: float) -> None:
-    student, old, new, rows = said(0).requires_grad_(), said(1), said(2), batch()
-    objective = Compatibility(Fixed(old), Fixed(new), student_wrong, temperature, ce_share)  # type: ignore[arg-type]
-    total, count = objective(student, rows)
-
-    expected, targets = 0.0, 0
-    for row, length in enumerate(LENGTHS):
-        source = int(rows["index"][row])
-        for position in range(1, length):  # the logits that predict a token stand one before it
-            gold, z = int(rows["labels"][row, position]), student[row, position - 1].detach()
-            teacher = old if int(z.argmax()) != gold else new
-            p, q = log_softmax(teacher[source, position - 1], temperature), log_softmax(z, temperature)
-            divergence = sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True))
-            expected += (1 - ce_share) * divergence - ce_share * log_softmax(z)[gold]
-            targets += 1
-    assert total.item() == pytest.approx(expected, rel=1e-9)
-    assert count.item() == targets == sum(LENGTHS) - 2
-
-    total.backward()
-    assert student.grad is not None
-    assert not student.grad[1, LENGTHS[1] - 1 :].any()  # padding, and the end-of-text that predicts nothing
-    assert student.grad[0, : LENGTHS[0] - 1].any(-1).all()
-
-
-def test_equal_teachers_make_the_mask_irrelevant() -> None:
-    student, teacher, rows = said(0), said(1), batch()
-    totals = []
-    for weight in (student_wrong, lambda logits, targets: torch.zeros_like(logits[..., 0])):
-        objective = Compatibility(Fixed(teacher), Fixed(teacher), weight, 1.0, 0.0)  # type: ignore[arg-type]
-        totals.append(objective(student, rows)[0].item())
-    assert totals[0] == pytest.approx(totals[1])
-
-
-def test_task_objective_is_the_last_of_the_ce_shares() -> None:
-    student, rows = said(0), batch()
-    expected = sum(
-        -log_softmax(student[row, position - 1])[int(rows["labels"][row, position])]
-        for row, length in enumerate(LENGTHS)
-        for position in range(1, length)
+    total: float = 0.0
+    count: int = 0
+    gradient: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    """By row and position; zero elsewhere."""
+    statistics: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(
+            ("cross_entropy", "token_accuracy", "old_divergence", "new_divergence", "aligned_to_old"), 0.0
+        )
     )
-    assert task_objective(student, rows)[0].item() == pytest.approx(expected)
+
+
+def expected(student: Tensor, old: Tensor, new: Tensor, settings: AlignmentSettings) -> Sums:
+    """n * (lambda * L_comp + (1 - lambda) * L_CE), its gradient by hand, and the statistics."""
+    sums, rows, t = Sums(), batch(), settings.temperature
+    shared, scale = min(z.shape[-1] for z in (student, old, new)), t**2 if settings.squared_temperature else 1.0
+    ce_share = settings.ce_share
+    for row, source in enumerate(rows["index"].tolist()):
+        full = student[row].tolist()
+        z_c, z_1, z_2 = (z[i, :, :shared].tolist() for z, i in ((student, row), (old, source), (new, source)))
+        labels = rows["labels"][row].tolist()
+        # the logits that predict a token stand one before it
+        gold: Gold = [None if y == IGNORED else y for y in labels[1:]] + [None]
+        m = masks(str(settings.weight), z_c, z_1, gold)
+        for i, y in enumerate(gold):
+            if y is None:
+                continue
+            p_1, p_2, q = softmax(z_1[i], t), softmax(z_2[i], t), softmax(z_c[i], t)
+            likelihood = softmax(full[i])
+            a_v1, a_v2, ce = kl(p_1, q), kl(p_2, q), -math.log(likelihood[y])
+            sums.total += (1 - ce_share) * scale * (a_v1 if m[i] else a_v2) + ce_share * ce
+            sums.count += 1
+            gradient = [ce_share * (p - (v == y)) for v, p in enumerate(likelihood)]
+            for v, (p, q_v) in enumerate(zip(p_1 if m[i] else p_2, q, strict=True)):
+                gradient[v] += (1 - ce_share) * scale * (q_v - p) / t
+            sums.gradient[row, i] = gradient
+            here = (ce, argmax(full[i]) == y, a_v1, a_v2, m[i])
+            for name, value in zip(sums.statistics, here, strict=True):
+                sums.statistics[name] += float(value or 0)
+    return sums
+
+
+@EVERY_WEIGHT
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("ce_share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("vocabularies", [(V, V, V), (V + 3, V, V + 1), (V + 1, V + 3, V + 2)])
+def test_compatibility_is_the_papers_sum(
+    weight: WeightName, temperature: float, squared: bool, ce_share: float, vocabularies: tuple[int, int, int]
+) -> None:
+    student, old, new = (said(seed, rows) for seed, rows in enumerate(vocabularies))
+    student.requires_grad_()
+    settings = AlignmentSettings(weight=weight, temperature=temperature, squared_temperature=squared, ce_share=ce_share)
+    total, count, statistics = compatibility(Fixed(old), Fixed(new), settings)(student, batch())
+    total.backward()
+
+    sums = expected(student.detach(), old, new, settings)
+    assert total.item() == pytest.approx(sums.total, rel=1e-9)
+    assert count.item() == sums.count
+    assert {name: value.item() for name, value in statistics.items()} == pytest.approx(sums.statistics, rel=1e-9)
+    assert not any(value.requires_grad for value in statistics.values())
+    assert student.grad is not None
+    for row in range(len(LENGTHS)):
+        for i in range(WIDTH):
+            by_hand = sums.gradient.get((row, i), [0.0] * vocabularies[0])
+            assert student.grad[row, i].tolist() == pytest.approx(by_hand, abs=1e-12)
+
+
+def test_the_batch_tries_both_sides_of_every_mask() -> None:
+    for weight in get_args(WeightName):
+        sums = expected(said(0), said(1), said(2), AlignmentSettings(weight=weight))
+        assert sums.statistics["aligned_to_old"] > 0
+        assert weight == "always_old" or sums.statistics["aligned_to_old"] < sums.count
+        assert 0 < sums.statistics["token_accuracy"] < sums.count
+
+
+def test_task_objective_is_cross_entropy() -> None:
+    student = said(0).requires_grad_()
+    total, count, statistics = task_objective(student, batch())
+    total.backward()
+    sums = expected(student.detach(), said(1), said(2), AlignmentSettings(ce_share=1.0))
+    assert total.item() == statistics["cross_entropy"].item() == pytest.approx(sums.total)
+    assert count.item() == sums.count
+    assert statistics["token_accuracy"].item() == sums.statistics["token_accuracy"]
+    assert list(statistics) == ["cross_entropy", "token_accuracy"]
+    assert student.grad is not None
+    for (row, i), by_hand in sums.gradient.items():
+        assert student.grad[row, i].tolist() == pytest.approx(by_hand, abs=1e-12)
+
+
+@EVERY_WEIGHT
+def test_equal_teachers_make_the_mask_irrelevant(weight: WeightName) -> None:
+    teacher = Fixed(said(1))
+    total, _, statistics = compatibility(teacher, teacher, AlignmentSettings(weight=weight))(said(0), batch())
+    assert total.item() == pytest.approx(statistics["old_divergence"].item())
+    assert statistics["old_divergence"] == statistics["new_divergence"]
+
+
+def test_weights_between_the_teachers_are_allowed() -> None:
+    old, new, student = said(1), said(2), said(0)
+    half = Compatibility(Fixed(old), Fixed(new), lambda inputs: torch.full(inputs.targets.shape, 0.5), 2.0, False, 0.0)
+    between = Fixed((old + new) / 2)
+    total, count, statistics = half(student, batch())
+    alone = compatibility(between, between, AlignmentSettings())(student, batch())
+    assert total.item() == pytest.approx(alone[0].item())
+    assert statistics["aligned_to_old"] == count / 2
+
+
+@pytest.mark.parametrize("smaller", range(3))
+def test_a_target_that_not_every_model_knows_is_refused(smaller: int) -> None:
+    student, old, new = (said(seed, V - (seed == smaller)) for seed in range(3))
+    rows = batch()
+    rows["labels"][0, 1] = V - 1
+    with pytest.raises(MuscleError, match=rf"token {V - 1} .* first {V - 1} rows .*: choose bases with the same added"):
+        compatibility(Fixed(old), Fixed(new), AlignmentSettings())(student, rows)
+
+
+def test_tokens_that_are_no_targets_may_lie_beyond_the_shared_rows() -> None:
+    rows = batch()
+    rows["labels"][rows["labels"] == V - 1] = IGNORED
+    objective = compatibility(Fixed(said(1, V - 1)), Fixed(said(2)), AlignmentSettings())
+    assert objective(said(0), rows)[1] == (rows["labels"][:, 1:] != IGNORED).sum()
+
+
+@EVERY_WEIGHT
+@pytest.mark.parametrize("ce_share", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_batch_without_targets_keeps_its_graph(weight: WeightName, ce_share: float, dtype: torch.dtype) -> None:
+    student, rows = said(0, dtype=dtype).requires_grad_(), batch()
+    rows["labels"].fill_(IGNORED)
+    settings = AlignmentSettings(weight=weight, ce_share=ce_share)
+    total, count, statistics = compatibility(Fixed(said(1)), Fixed(said(2)), settings)(student, rows)
+    total.backward()
+    assert (total.item(), count.item()) == (0.0, 0)
+    assert all(value.item() == 0 for value in statistics.values())
+    assert student.grad is not None
+    assert not student.grad.any()
+
+
+def test_ties_of_coarse_logits_go_to_the_first_token() -> None:
+    """In bfloat16 several tokens are often equally likely: the mask and the accuracy must decide alike."""
+    student = torch.zeros(len(LENGTHS), WIDTH, V, dtype=torch.bfloat16)
+    objective = Compatibility(Fixed(said(1)), Fixed(said(2)), student_wrong, 2.0, False, 0.0)
+    _, count, statistics = objective(student, batch())
+    zeros = (batch()["labels"][:, 1:] == 0).sum()
+    assert statistics["token_accuracy"] == zeros
+    assert statistics["aligned_to_old"] == count - zeros
