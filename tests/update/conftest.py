@@ -8,9 +8,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from muscle.demo import stages
 from muscle.demo.bases import build_tokenizer
-from muscle.update.adapters import add_adapter
+from muscle.update.lora import add_adapter
 from muscle.update.models import load_base
-from muscle.update.recipe import LoraSettings
+from muscle.update.recipe import Base, LoraSettings
 
 torch.set_num_threads(1)  # tiny tensors, and tests run side by side
 
@@ -39,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         LlamaForCausalLM(config).save_pretrained(root / base)
         tokenizer.save_pretrained(root / base)
-        model = add_adapter(load_base(root / base), LoraSettings(rank=4, alpha=8), seed)
+        model = add_adapter(load_base(Base(base=str(root / base))), LoraSettings(rank=4, alpha=8), seed)
         for name, weight in model.named_parameters():
             if "lora_B" in name:  # a fresh adapter is the identity; this one says something
                 torch.nn.init.normal_(weight, std=0.1)
