@@ -1,9 +1,10 @@
-"""The one training loop: transformers.Trainer with an objective given as (sum, count)."""
+"""The one training loop: transformers.Trainer with an objective given as (sum, count); the only division by a count."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,24 +12,49 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
 from muscle.errors import MuscleError
+from muscle.update.callbacks import (
+    Checkpoints,
+    EarlyStopping,
+    Progress,
+    StepLog,
+    best_epoch,
+    trackers,
+    validations,
+)
+from muscle.update.distributed import Collator, SharedLoader, over_processes, process
 from muscle.update.objectives import Objective, task_objective
 from muscle.update.pipeline import Report
 from muscle.update.recipe import TrainingSettings
 
-Collator = Callable[[list[dict[str, Tensor]]], dict[str, Tensor]]
+Flips = Callable[[nn.Module], float]
+"""The negative flips of a model on the validation items. Every process calls it; the main process's answer counts."""
 
 
 class UpdateTrainer(Trainer):
-    """Trainer whose loss is an `Objective`, and whose evaluation is the exact validation cross-entropy."""
+    """Trainer whose loss is an `Objective`, and whose evaluation is the exact validation cross-entropy.
 
-    def __init__(self, *args: Any, objective: Objective, **kwargs: Any) -> None:
+    Args:
+        *args: Of `Trainer`.
+        objective: What each step minimises.
+        flips: Measured at each evaluation too; then the epoch with fewest is the best.
+        **kwargs: Of `Trainer`.
+    """
+
+    def __init__(self, *args: Any, objective: Objective, flips: Flips | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.objective: Objective = objective
+        self.flips = flips
         # Makes Trainer count targets over all accumulated batches, so that accumulation does not change the loss.
         self.model_accepts_loss_kwargs = True
+        self._sums: dict[str, Tensor] = {}
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """This process's share of the training set, in an order that depends on the seed and the epoch alone."""
+        data: Any = self.train_dataset
+        return SharedLoader(data, self.args.per_device_train_batch_size, self.data_collator, self.args.seed)
 
     def compute_loss(
         self,
@@ -37,13 +63,28 @@ class UpdateTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Mean of the objective over the targets of the whole (accumulated) batch; the only division by a count."""
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        total, count = self.objective(outputs.logits, inputs)
+        """Mean of the objective over the targets of the whole batch: accumulated, and of all processes."""
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        total, count, statistics = self.objective(outputs.logits, inputs)
+        for name, value in {**statistics, "count": count}.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach().float()
         loss = total / (count if num_items_in_batch is None else num_items_in_batch)
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+        if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # the count is of all processes, whose gradients are averaged
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the objective's statistics, per target, to a step's loss.
+
+        Raises:
+            MuscleError: The loss is not finite.
+        """
+        if "loss" in logs:
+            self._check_finite(logs["loss"])
+            *sums, count = over_processes(torch.stack([*self._sums.values()]).tolist(), self.args.device)
+            logs.update({name: value / count for name, value in zip(self._sums, sums, strict=False)})
+            self._sums = {}
+        super().log(logs, start_time)
 
     def evaluate(
         self,
@@ -53,43 +94,70 @@ class UpdateTrainer(Trainer):
     ) -> dict[str, float]:
         """Validation cross-entropy in nats per target, whatever the training objective is (the paper's selection).
 
+        Returns:
+            `eval_cross_entropy`; `eval_flips` if they are counted; `eval_best_epoch`, the best epoch so far, which
+            rises in just those epochs that are better than all before.
+
         Raises:
-            MuscleError: It is not finite.
+            MuscleError: The cross-entropy is not finite.
         """
-        data: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         assert self.model is not None
-        loader = DataLoader(data, self.args.eval_batch_size, collate_fn=self.data_collator)
-        metrics = {f"{metric_key_prefix}_cross_entropy": mean_cross_entropy(self.model, loader)}
-        if not all(map(math.isfinite, metrics.values())):
-            raise MuscleError(f"training diverged in epoch {self.state.epoch:.0f}: choose a lower learning rate")
+        data: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        loader = SharedLoader(data, self.args.per_device_eval_batch_size, self.data_collator)
+        metrics = {"eval_cross_entropy": mean_cross_entropy(self.model, loader)}
+        self._check_finite(metrics["eval_cross_entropy"])
+        if self.flips:
+            with evaluating(self.model):
+                flips = self.flips(self.model)
+            metrics["eval_flips"] = over_processes([flips if process()[0] == 0 else 0.0], self.args.device)[0]
+        metrics["eval_best_epoch"] = best_epoch([*validations(self.state), metrics])
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _check_finite(self, value: float) -> None:
+        if not math.isfinite(value):
+            raise MuscleError(
+                f"training diverged in epoch {math.ceil(self.state.epoch or 1)}: choose a lower learning rate"
+            )
 
-@torch.no_grad()
-def mean_cross_entropy(model: nn.Module, loader: DataLoader[dict[str, Tensor]]) -> float:
-    """Nats per target token over a whole data set."""
-    was_training, device = model.training, next(model.parameters()).device
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode and without gradients; afterwards in the mode that it was in."""
+    was_training = model.training
     model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def mean_cross_entropy(model: nn.Module, loader: DataLoader[dict[str, Tensor]]) -> float:
+    """Nats per target token over a whole data set, of which each process's loader gives its share."""
+    device = next(model.parameters()).device
     total, count = 0.0, 0
-    for cpu_batch in loader:
-        batch = {name: tensor.to(device) for name, tensor in cpu_batch.items()}
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        batch_sum, batch_count = task_objective(logits, batch)
-        total, count = total + batch_sum.item(), count + int(batch_count)
-    model.train(was_training)
-    return total / count
+    with evaluating(model):
+        for cpu_batch in loader:
+            batch = {name: tensor.to(device) for name, tensor in cpu_batch.items()}
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+            batch_sum, batch_count, _ = task_objective(logits, batch)
+            total, count = total + batch_sum.item(), count + int(batch_count)
+    total, texts = over_processes([total, count], device)
+    return total / texts
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training run did."""
+    """What a training run did, interruptions and resumptions included."""
 
     validation_cross_entropy: list[float]
-    """Nats per target token, one per epoch."""
-    best_epoch: int | None
-    """Counted from 1; None where no validation set was given."""
+    """Nats per target token, one per epoch; empty where no validation set was given."""
+    validation_flips: list[float]
+    """One per epoch where they decided which is kept; else empty."""
+    best_epoch: int
+    """The epoch whose weights were kept, counted from 1."""
     steps: int
 
 
@@ -102,64 +170,108 @@ def train(
     collator: Collator,
     work_dir: Path,
     report: Report,
+    flips: Flips | None = None,
 ) -> TrainingResult:
-    """Train the model's trainable weights in place; with a validation set, leave the best epoch's weights in it.
+    """Train the model's trainable weights in place, and leave those of the epoch that `settings.select_by` names.
+
+    Started again with the same arguments after it was killed, it goes on from the last whole checkpoint in `work_dir`;
+    on a CPU the final weights are then the same bit by bit. All processes of a distributed run call it alike.
 
     Args:
         model: The student; its trainable weights are changed.
         objective: What each step minimises.
-        settings: How long and how fast.
+        settings: How long and how fast, and which epoch is kept.
         train_set: Items with `input_ids`, `labels` and whatever the objective reads.
-        validation_set: Decides which epoch's weights are kept; None keeps the last.
+        validation_set: Decides which epoch is kept; None keeps the last.
         collator: Turns items into a padded batch.
-        work_dir: Checkpoints go here; the caller removes it.
-        report: Told after every step.
+        work_dir: The last and the best checkpoint go here; the caller removes it. Beside it, in its parent, `log.jsonl`
+            gets a line per step (loss, gradient norm, learning rate, the objective's statistics) and per validation.
+        report: Told after every step, in the main process.
+        flips: Called at the end of each epoch where `settings.select_by` is flips. Without it, as for task adapters,
+            which have no old model, cross-entropy decides.
+
+    Raises:
+        MuscleError: Training diverges, or transformers refuses a setting.
     """
-    select = validation_set is not None
-    arguments = TrainingArguments(
-        output_dir=str(work_dir),
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=4 * settings.batch_size,
-        warmup_steps=settings.warmup_steps,
-        lr_scheduler_type="cosine",
-        weight_decay=0.0,
-        seed=settings.seed,
-        eval_strategy="epoch" if select else "no",
-        save_strategy="best" if select else "no",
-        load_best_model_at_end=select,
-        metric_for_best_model="cross_entropy" if select else None,
-        greater_is_better=False,
-        save_total_limit=1,
-        save_only_model=True,
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
+    arguments = _arguments(settings, validation_set is not None, work_dir)
+    owner = {"settings": settings.as_dict(), "texts": len(train_set), "processes": arguments.world_size}  # type: ignore[arg-type]
+    checkpoints = Checkpoints(work_dir, owner)
+    last, callbacks = checkpoints.last(), [Progress(report), StepLog(work_dir.parent / "log.jsonl"), checkpoints]
+    if settings.early_stopping:
+        stopping = EarlyStopping(settings.early_stopping)
+        callbacks.append(stopping)
+        state = TrainerState.load_from_json(str(last / "trainer_state.json")) if last else TrainerState()
+        if stopping.is_due(state):
+            arguments.num_train_epochs = len(validations(state))  # was killed between its last checkpoint and its end
     trainer = UpdateTrainer(
         model,
         arguments,
         objective=objective,
+        flips=flips if settings.select_by == "flips" else None,
         train_dataset=train_set,
         eval_dataset=validation_set,
         data_collator=collator,
-        callbacks=[_ReportCallback(report)],
+        callbacks=[*callbacks, *trackers(settings.report_to, work_dir.parent)],
     )
-    trainer.train()
-    curve = [entry["eval_cross_entropy"] for entry in trainer.state.log_history if "eval_cross_entropy" in entry]
-    best = min(range(len(curve)), key=curve.__getitem__) + 1 if curve else None
-    return TrainingResult(curve, best, trainer.state.global_step)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # takes mixed precision off the model
+    trainer.accelerator.wait_for_everyone()  # from here on no process needs the checkpoints
+    epochs = validations(trainer.state)
+    return TrainingResult(
+        validation_cross_entropy=[epoch["eval_cross_entropy"] for epoch in epochs],
+        validation_flips=[epoch["eval_flips"] for epoch in epochs if "eval_flips" in epoch],
+        best_epoch=best_epoch(epochs) if arguments.load_best_model_at_end else round(trainer.state.epoch or 0),
+        steps=trainer.state.global_step,
+    )
 
 
-class _ReportCallback(TrainerCallback):
-    def __init__(self, report: Report) -> None:
-        self._report, self._words = report, ""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._report(state.global_step / state.max_steps, self._words)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._words = f"epoch {round(state.epoch)}, validation {kwargs['metrics']['eval_cross_entropy']:.4f} nats"
+def _arguments(settings: TrainingSettings, validated: bool, work_dir: Path) -> TrainingArguments:
+    """The settings in transformers' terms."""
+    # transformers 5.2x calls activation what was gradient checkpointing, and warns of the old name
+    kind = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"
+    checkpointing: dict[str, Any] = {
+        f"{kind}_checkpointing": settings.gradient_checkpointing,
+        f"{kind}_checkpointing_kwargs": {"use_reentrant": False},
+    }
+    selected = validated and settings.select_by != "last"
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(work_dir),
+            run_name=work_dir.parent.name,
+            num_train_epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            per_device_train_batch_size=settings.batch_size,
+            per_device_eval_batch_size=settings.batch_size,
+            gradient_accumulation_steps=settings.accumulation,
+            warmup_steps=settings.warmup_steps,
+            lr_scheduler_type=settings.schedule,
+            optim=settings.optimizer,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            bf16=settings.precision == "bfloat16",
+            fp16=settings.precision == "float16",
+            use_cpu=not torch.accelerator.is_available(),
+            deepspeed=settings.deepspeed,
+            seed=settings.seed,
+            eval_strategy="epoch" if validated else "no",
+            save_strategy="epoch",
+            load_best_model_at_end=selected,
+            metric_for_best_model="best_epoch" if selected else None,
+            greater_is_better=True,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            average_tokens_across_devices=True,
+            ddp_find_unused_parameters=False,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            **checkpointing,
+        )
+    except (ValueError, ImportError) as error:
+        raise MuscleError(f"training settings: {error}") from error
+    if settings.precision == "float16" and arguments.device.type == "cpu":
+        raise MuscleError("precision float16 needs a GPU: choose bfloat16 or float32")
+    # Trainer would split batches over the GPUs that one process sees; several GPUs take several processes here.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments

@@ -1,0 +1,125 @@
+"""Several processes, one result: who gets which texts, and sums over all of them. With one process all of it is plain.
+
+Every process takes the same number of batches, because its forward and backward passes wait for the others'. A process
+that has no texts left repeats one that counts for nothing, so that no text is ever counted twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, Dataset
+
+from muscle.update.models import device
+from muscle.update.tasks import IGNORED
+
+Item = dict[str, Tensor]
+Collator = Callable[[list[Item]], Item]
+
+
+def processes() -> PartialState:
+    """What accelerate knows of the processes of this job; the first call, in each of them, makes them one."""
+    return PartialState(cpu=device().type == "cpu")  # on CPUs they are one job only if it is told
+
+
+def process() -> tuple[int, int]:
+    """Number of this process, counted from 0, and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def over_processes(values: Sequence[float], where: torch.device) -> list[float]:
+    """The sums of the values over all processes, each of which must call this.
+
+    Args:
+        values: This process's own.
+        where: Where the processes exchange them: that of the model.
+    """
+    if process()[1] == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64, device=where)
+    distributed.all_reduce(sums)
+    result: list[float] = sums.tolist()
+    return result
+
+
+class SharedLoader(DataLoader[Item]):
+    """This process's batches of a data set: those of one process with as many times the batch size, dealt out.
+
+    Args:
+        data: The whole data set, the same in every process.
+        batch_size: Texts per process.
+        collator: Turns items into a padded batch.
+        seed: Decides, with the epoch, the order of the texts; None leaves them in theirs.
+    """
+
+    def __init__(self, data: Dataset[Item], batch_size: int, collator: Collator, seed: int | None = None) -> None:
+        assert isinstance(data, Sized)
+        self._batches = _Batches(len(data), batch_size, seed, *process())
+        super().__init__(
+            _WithSilent(data),
+            batch_sampler=self._batches,
+            collate_fn=collator,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch, counted from 0."""
+        self._batches.epoch = epoch
+
+
+@dataclass
+class _Batches:
+    """Positions of one process's texts, batch by batch; -1 - i is text i without targets."""
+
+    texts: int
+    batch_size: int
+    seed: int | None
+    process: int
+    processes: int
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        return -(-self.texts // (self.batch_size * self.processes))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(self.texts))
+        if self.seed is not None:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.texts).tolist()
+        for start in range(0, self.texts, self.batch_size * self.processes):
+            mine = start + self.process * self.batch_size
+            yield order[mine : mine + self.batch_size] or [-1 - order[start]]
+
+
+@dataclass
+class _WithSilent(Dataset[Item]):
+    data: Dataset[Item]
+
+    def __getitem__(self, index: int) -> Item:
+        if index >= 0:
+            return self.data[index]
+        item = self.data[-1 - index]
+        return {**item, "labels": torch.full_like(item["labels"], IGNORED)}
+
+
+def save_adapter(model: PeftModel, destination: Path) -> None:
+    """Save the adapter, also one whose weights are sharded over the processes; each of them must call this.
+
+    Only the main process writes, and it alone needs the destination.
+    """
+    weights: dict[str, Any] = {
+        name: weight.full_tensor() if isinstance(weight, DTensor) else weight
+        for name, weight in model.state_dict().items()
+        if model.base_model.prefix in name  # the base stays in its shards
+    }
+    model.save_pretrained(str(destination), state_dict=weights, is_main_process=process()[0] == 0)
