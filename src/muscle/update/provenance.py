@@ -1,0 +1,126 @@
+"""Where an adapter comes from: the exact models, data, settings and library versions, the same bytes every time."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from muscle import __version__
+from muscle.errors import MuscleError
+from muscle.update.recipe import Base
+
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets", "lm_eval")
+
+_DECISIVE = (
+    *("config.json", "generation_config.json", "adapter_config.json", "tokenizer*", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab*", "merges.txt", "chat_template*", "*.model", "*.safetensors", "*.bin", "*.py"),
+)
+"""Files of a model's folder that decide what it says; a README or a training log does not."""
+_MIB = 1 << 20
+
+
+def provenance(bases: Sequence[Base], data: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What to store beside an adapter, as plain JSON values.
+
+    There is no date, user or path in it, so that the same inputs give the same bytes.
+
+    Args:
+        bases: Every base that was read, the adapter's own last.
+        data: Hashes of the data, by name.
+        settings: Everything that was chosen, seeds included.
+
+    Raises:
+        MuscleError: A base is not there any more.
+    """
+    return {
+        "muscle": __version__,
+        "bases": [_described(base) for base in bases],
+        "data": dict(data),
+        "settings": dict(settings),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "libraries": {name: known for name in LIBRARIES if (known := _version(name)) is not None},
+    }
+
+
+def digest(model: str) -> str:
+    """What tells two models apart by content: a base, or an adapter.
+
+    Args:
+        model: Local folder, hub id, or hub id@revision.
+
+    Returns:
+        Of a hub id, "commit:" and the commit that its revision is now, or was when it was last downloaded. Of a
+        folder, "sha256:" and a hash of the names, sizes, first and last MiB of the files that decide what it says.
+
+    Raises:
+        MuscleError: There is no such model, or nothing in the folder.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return f"sha256:{_folder_hash(folder)}"
+    return f"commit:{_commit(model)}"
+
+
+def _described(base: Base) -> dict[str, Any]:
+    is_local = Path(base.base).is_dir()
+    name = Path(base.base).resolve().name if is_local else base.base
+    loading = {key: value for key, value in base.as_dict().items() if key != "base"}
+    return {"base": name, "digest": digest(base.base), **loading}
+
+
+def _folder_hash(folder: Path) -> str:
+    found = hashlib.sha256()
+    files = [file for file in sorted(folder.iterdir()) if any(fnmatch(file.name, each) for each in _DECISIVE)]
+    if not files:
+        raise MuscleError(f"{folder}: no model or adapter in it; name the folder that holds its config and weights")
+    for file in files:
+        found.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        for part in _ends(file):
+            found.update(part)
+    return found.hexdigest()
+
+
+def _ends(file: Path) -> Iterator[bytes]:
+    """The first and the last MiB; all of a file that is no longer than both."""
+    with file.open("rb") as content:
+        size = file.stat().st_size
+        yield content.read(_MIB)
+        content.seek(max(_MIB, size - _MIB))
+        yield content.read(_MIB)
+
+
+@cache  # one commit for a whole run, even if the hub moves on
+def _commit(model: str) -> str:
+    """By downloading the configuration, which whoever loads the model needs anyway; offline, by the one downloaded."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    name, _, revision = model.partition("@")
+    remedy = "check the name, the network, and access (hf auth login)"
+    offline = False
+    for config in ("config.json", "adapter_config.json"):
+        try:
+            file = hf_hub_download(name, config, revision=revision or None, local_files_only=offline)
+        except LocalEntryNotFoundError:  # of EntryNotFoundError: no network, and this file was never downloaded
+            offline = True  # the network was tried long enough
+        except EntryNotFoundError:
+            pass
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise MuscleError(f"{model}: neither a local folder nor a model of the hub ({reason}); {remedy}") from None
+        else:
+            return Path(file).parent.name  # .../snapshots/<commit>/config.json
+    raise MuscleError(f"{model}: neither a local folder nor a model that the hub gives; {remedy}")
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
