@@ -11,16 +11,19 @@ kept, so candidates can be added.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from rich.console import Console
 from summarise import header, row
 
-from muscle.demo.plan import FULL, alignment_stage, base_stages, evaluation_stage
+from muscle.demo.plan import FULL, demo_plan, demo_recipe, world_stages
 from muscle.demo.stages import TASKS
 from muscle.update.pipeline import Stage, run_pipeline
-from muscle.update.recipe import AlignmentSettings, TrainingSettings
+from muscle.update.recipe import Recipe, merged
 
 REFERENCES = ("old", "new", "reseeded", "ensemble")
 LOGS = "validation-logs"
@@ -30,24 +33,32 @@ LOGS = "validation-logs"
 class Candidate:
     """One setting for both tasks."""
 
-    alignment: AlignmentSettings
+    alignment: Mapping[str, Any]
     learning_rate: float = 2e-3
     length: float = 1
     """In units of 12 epochs of scenes or 30 of sums, about 470 steps each."""
 
-    def training(self, task: str) -> TrainingSettings:
-        """The same number of steps for both tasks."""
-        return TrainingSettings(round({"scenes": 12, "sums": 30}[task] * self.length), self.learning_rate)
+    def recipe(self, name: str, seed: int) -> Recipe:
+        """The demo's with this one method; the same number of steps for both tasks."""
+        recipe = demo_recipe(seed, FULL, {name: self.alignment})
+        tasks = {
+            task: merged(settings, {"alignment_training": self._training(task)})
+            for task, settings in recipe.tasks.items()
+        }
+        return msgspec.structs.replace(recipe, tasks=tasks)
+
+    def _training(self, task: str) -> dict[str, Any]:
+        return {"epochs": round(FULL.alignment_epochs[task] * self.length), "learning_rate": self.learning_rate}
 
 
-def _muscle(temperature: float, ce_share: float) -> AlignmentSettings:
-    return AlignmentSettings("student_wrong", temperature, ce_share)
+def _muscle(temperature: float, ce_share: float) -> dict[str, Any]:
+    return {"weight": "student_wrong", "temperature": temperature, "ce_share": ce_share}
 
 
 CANDIDATES = {
-    "ce": Candidate(AlignmentSettings(None)),
-    "ce-lr1": Candidate(AlignmentSettings(None), learning_rate=1e-3),
-    "old-t1": Candidate(AlignmentSettings("always_old")),
+    "ce": Candidate({"weight": None}),
+    "ce-lr1": Candidate({"weight": None}, learning_rate=1e-3),
+    "old-t1": Candidate({"weight": "always_old", "temperature": 1.0}),
     "t1": Candidate(_muscle(1, 0)),
     "t1-ce.3": Candidate(_muscle(1, 0.3)),
     "t1-lr1": Candidate(_muscle(1, 0), learning_rate=1e-3),
@@ -64,11 +75,13 @@ CANDIDATES = {
 
 def plan(seed: int) -> list[Stage]:
     """All candidates and references of one seed, evaluated on the validation split."""
-    stages = base_stages(seed, FULL)
+    common = demo_plan(demo_recipe(seed, FULL))
+    candidates = {name: demo_plan(candidate.recipe(name, seed)) for name, candidate in CANDIDATES.items()}
+    stages = world_stages(seed, FULL)
     for task in TASKS:
-        for name, candidate in CANDIDATES.items():
-            stages.append(alignment_stage(task, name, candidate.alignment, candidate.training(task), seed))
-        stages += [evaluation_stage(task, name, "validation", LOGS) for name in (*REFERENCES, *CANDIDATES)]
+        stages += common.task_adapter_stages(task)
+        stages += [plan.alignment_stage(task, name) for name, plan in candidates.items()]
+        stages += [common.evaluation_stage(task, name, "validation", LOGS) for name in (*REFERENCES, *CANDIDATES)]
     return stages
 
 

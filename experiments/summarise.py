@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from muscle.demo.plan import METHODS
+from muscle.demo.plan import MODELS
 from muscle.demo.stages import TASKS
 from muscle.demo.table import LABELS, compare_method
 from muscle.measure import Estimate, compare
@@ -72,7 +72,7 @@ def _summarise(runs: list[Path]) -> list[str]:
         logs = [run / "logs" / task for run in runs]
         old = mean(_value(compare(log / "old", log / "new").update.accuracy_old) for log in logs)
         lines += ["", *header(task, "kept"), f"| {LABELS['old']} | {100 * old:.1f} |{' |' * len(COLUMNS)}"]
-        lines += [f"{row(LABELS[method], logs, method)} {_kept(runs, task, method)} |" for method in METHODS[1:]]
+        lines += [f"{row(LABELS[method], logs, method)} {_kept(runs, task, method)} |" for method in MODELS[1:]]
         lines += ["", *(_against_control(task, method, logs) for method in ("muscle", "paper_t2"))]
     return lines
 
@@ -85,7 +85,7 @@ def _kept(runs: list[Path], task: str, method: str) -> str:
 
 
 def _against_control(task: str, method: str, logs: list[Path]) -> str:
-    alignments = [compare_method(log, method, baseline="ce_control")[1] for log in logs]
+    alignments = [compare_method(log, method, baseline="cross_entropy")[1] for log in logs]
     fixed, made = sum(alignment.fixed for alignment in alignments), sum(alignment.made for alignment in alignments)
     p = mcnemar_mid_p(fixed, made)
     return f"- {task}: of the flips of plain CE, {LABELS[method]} fixes {fixed} and makes {made} new; mid-p {p:.2g}."

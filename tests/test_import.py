@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import muscle
-import muscle.cli
+import muscle.cli.measuring
 import muscle.measure.logs
 import muscle.update
 
@@ -37,7 +37,7 @@ def test_measuring_needs_no_training_stack() -> None:
 
 
 def test_the_formats_of_the_help_are_the_readers() -> None:
-    assert muscle.cli.FORMATS == muscle.measure.logs.FORMATS
+    assert muscle.cli.measuring.FORMATS == muscle.measure.logs.FORMATS
 
 
 def test_a_missing_training_stack_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

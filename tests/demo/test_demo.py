@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from muscle.demo.plan import FULL, METHODS, QUICK, full_plan
+from muscle.demo.plan import FULL, MODELS, QUICK, full_plan
 from muscle.measure import compare
 
 MUSCLE = [sys.executable, "-c", "from muscle.cli import main; main()"]
@@ -45,7 +45,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_table_has_every_method_of_every_task(demo: Path) -> None:
     rows = json.loads((demo / "table.json").read_text())
-    assert [(row["task"], row["method"]) for row in rows] == [(task, method) for task in TASKS for method in METHODS]
+    assert [(row["task"], row["method"]) for row in rows] == [(task, method) for task in TASKS for method in MODELS]
     for row in rows:
         log = demo / "logs" / row["task"]
         if row["method"] == "old":
@@ -72,7 +72,7 @@ def test_output_says_what_it_means_and_where_things_lie(demo: Path) -> None:
 
 def test_methods_of_one_task_take_equally_many_steps(demo: Path) -> None:
     for task in TASKS:
-        trained = ("muscle", "paper_t2", "ce_control", "old_only")
+        trained = ("muscle", "paper_t2", "cross_entropy", "old_teacher")
         records = [json.loads((demo / "adapters" / task / method / "training.json").read_text()) for method in trained]
         assert len({record["result"]["steps"] for record in records}) == 1
         assert [record["alignment"]["weight"] for record in records] == ["student_wrong"] * 2 + [None, "always_old"]

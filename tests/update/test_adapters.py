@@ -3,62 +3,102 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 from peft import PeftModel
 from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM
 
 from muscle.errors import MuscleError
-from muscle.update.adapters import train_compatibility_adapter, train_task_adapter
+from muscle.update.adapters import check_same_tokenizer, train_compatibility_adapter, train_task_adapter
 from muscle.update.models import load_task_model, load_tokenizer
-from muscle.update.recipe import AlignmentSettings, LoraSettings, TrainingSettings
-from muscle.update.tasks import PaddingCollator, TokenizedExamples, examples, load_task
+from muscle.update.recipe import (
+    AlignmentSettings,
+    Base,
+    EvaluationSettings,
+    LoraSettings,
+    TaskModel,
+    TaskSettings,
+    TrainingSettings,
+)
+from muscle.update.tasks import PaddingCollator, Task, TokenizedExamples, load_task
 
-SETTINGS = TrainingSettings(epochs=3, learning_rate=3e-2, batch_size=8)
+SETTINGS = TrainingSettings(epochs=3, learning_rate=3e-2, batch_size=8, accumulation=1, warmup_steps=0)
+LORA = LoraSettings(rank=4, alpha=8)
+
+
+def base(world: Path, name: str) -> Base:
+    return Base(base=str(world / name))
+
+
+def model(world: Path, name: str, adapter: str | Path) -> TaskModel:
+    return TaskModel(base=base(world, name), adapter=str(world / adapter))
+
+
+def task_of(world: Path, name: str) -> Task:
+    return load_task(name, TaskSettings(include_path=str(world / "tasks"), validation_share=None))
 
 
 def silent(*_: object) -> None: ...
 
 
-def log_probabilities(model: torch.nn.Module, world: Path) -> torch.Tensor:
+def log_probabilities(network: torch.nn.Module, world: Path) -> torch.Tensor:
     """Of every next token of the training texts (N, V)."""
-    data = TokenizedExamples(examples(load_task("scenes", world / "tasks"), "training"), load_tokenizer(world / "v1"))
+    data = TokenizedExamples(task_of(world, "scenes").examples("training"), load_tokenizer(base(world, "v1")))
     batch = PaddingCollator(0)([data[i] for i in range(len(data))])
     with torch.no_grad():
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return logits[:, :-1].log_softmax(-1)[batch["labels"][:, 1:] != -100]
 
 
-def divergence_from(teacher: str, base: str, student: torch.nn.Module, world: Path) -> float:
+def divergence_from(teacher: str, teacher_base: str, student: torch.nn.Module, world: Path) -> float:
     """Nats per token from a task model of the world to the student."""
     ours, theirs = (
         log_probabilities(student, world),
-        log_probabilities(load_task_model(world / base, world / teacher), world),
+        log_probabilities(load_task_model(model(world, teacher_base, teacher)), world),
     )
     return kl_div(ours, theirs, reduction="batchmean", log_target=True).item()
 
 
+def train(
+    world: Path,
+    alignment: AlignmentSettings,
+    settings: TrainingSettings,
+    out: Path,
+    old: TaskModel | None = None,
+    new: TaskModel | None = None,
+) -> None:
+    """Align on scenes, by default the world's two task models."""
+    train_compatibility_adapter(
+        old or model(world, "v1", "old"),
+        new or model(world, "v2", "new"),
+        task_of(world, "scenes"),
+        alignment,
+        LORA,
+        settings,
+        EvaluationSettings(),
+        out,
+        silent,
+    )
+
+
 @pytest.fixture(scope="module")
 def align(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[AlignmentSettings], Path]:
-    task = load_task("scenes", world / "tasks")
-
     def run(alignment: AlignmentSettings) -> Path:
         out = tmp_path_factory.mktemp("adapter")
-        pairs = (world / "v1", world / "old", world / "v2", world / "new")
-        train_compatibility_adapter(*pairs, task, alignment, SETTINGS, out, silent)
+        train(world, alignment, SETTINGS, out)
         return out
 
     return run
 
 
 def test_task_adapter_is_an_ordinary_peft_adapter(world: Path, tmp_path: Path) -> None:
-    task = load_task("sums", world / "tasks")
-    train_task_adapter(world / "v1", task, LoraSettings(4, 8), SETTINGS, tmp_path, silent)
-    assert {"adapter_config.json", "adapter_model.safetensors", "training.json"} <= {p.name for p in tmp_path.iterdir()}
+    train_task_adapter(base(world, "v1"), task_of(world, "sums"), LORA, SETTINGS, tmp_path, silent)
+    files = {"adapter_config.json", "adapter_model.safetensors", "training.json", "provenance.json", "log.jsonl"}
+    assert files <= {p.name for p in tmp_path.iterdir()}
     assert not (tmp_path / "checkpoints").exists()
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     linear = {*(f"{x}_proj" for x in "qkvo"), "gate_proj", "up_proj", "down_proj"}
@@ -73,35 +113,60 @@ def test_task_adapter_is_an_ordinary_peft_adapter(world: Path, tmp_path: Path) -
 
 
 def test_distilling_the_old_model_moves_towards_it(align: Callable[[AlignmentSettings], Path], world: Path) -> None:
-    student = load_task_model(world / "v2", align(AlignmentSettings("always_old")))
-    start = load_task_model(world / "v2", world / "new")
+    student = load_task_model(model(world, "v2", align(AlignmentSettings(weight="always_old"))))
+    start = load_task_model(model(world, "v2", "new"))
     assert divergence_from("old", "v1", student, world) < 0.9 * divergence_from("old", "v1", start, world)
     assert divergence_from("new", "v2", student, world) > 0
 
 
 def test_muscle_differs_from_both_single_objectives(align: Callable[[AlignmentSettings], Path], world: Path) -> None:
     runs = [
-        load_task_model(world / "v2", align(alignment))
+        load_task_model(model(world, "v2", align(alignment)))
         for alignment in (
-            AlignmentSettings("student_wrong"),
-            AlignmentSettings("student_wrong", ce_share=0.3),
-            AlignmentSettings("always_old"),
-            AlignmentSettings(None),
+            AlignmentSettings(weight="student_wrong", temperature=1.0),
+            AlignmentSettings(weight="student_wrong", temperature=1.0, ce_share=0.3),
+            AlignmentSettings(weight="always_old", temperature=1.0),
+            AlignmentSettings(weight=None),
         )
     ]
-    said = [log_probabilities(model, world) for model in runs]
+    said = [log_probabilities(run, world) for run in runs]
     for i, one in enumerate(said):
         assert all(not torch.allclose(one, other, atol=1e-4) for other in said[i + 1 :])
 
 
 def test_training_starts_from_the_new_task_adapter(world: Path, tmp_path: Path) -> None:
     """At a learning rate that changes nothing, the new task model comes back."""
-    pairs = (world / "v1", world / "old", world / "v2", world / "new")
     still = replace(SETTINGS, learning_rate=1e-12, epochs=1)
-    task = load_task("scenes", world / "tasks")
-    train_compatibility_adapter(*pairs, task, AlignmentSettings("student_wrong"), still, tmp_path, silent)
-    student = log_probabilities(load_task_model(world / "v2", tmp_path), world)
-    torch.testing.assert_close(student, log_probabilities(load_task_model(world / "v2", world / "new"), world))
+    train(world, AlignmentSettings(), still, tmp_path)
+    student = log_probabilities(load_task_model(model(world, "v2", tmp_path)), world)
+    torch.testing.assert_close(student, log_probabilities(load_task_model(model(world, "v2", "new")), world))
+
+
+def test_cached_and_live_teachers_teach_alike(align: Callable[[AlignmentSettings], Path], world: Path) -> None:
+    cached, live = (
+        log_probabilities(load_task_model(model(world, "v2", align(AlignmentSettings(teachers=teachers)))), world)
+        for teachers in ("cached", "live")
+    )
+    torch.testing.assert_close(cached, live, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_was_fine_tuned_whole_gets_a_fresh_adapter(world: Path, tmp_path: Path) -> None:
+    whole = TaskModel(base=base(world, "v2"))
+    train(world, AlignmentSettings(weight="always_old"), SETTINGS, tmp_path, TaskModel(base=base(world, "v1")), whole)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (LORA.rank, LORA.alpha)
+    student = log_probabilities(load_task_model(model(world, "v2", tmp_path)), world)
+    start, teacher = (log_probabilities(load_task_model(TaskModel(base=base(world, v))), world) for v in ("v2", "v1"))
+    assert torch.dist(student, teacher) < 0.95 * torch.dist(start, teacher)
+
+
+def test_selection_by_flips_keeps_the_epoch_with_the_fewest(world: Path, tmp_path: Path) -> None:
+    by_flips = replace(SETTINGS, select_by="flips", learning_rate=1e-2)
+    train(world, AlignmentSettings(weight="always_old", temperature=1.0), by_flips, tmp_path)
+    result = json.loads((tmp_path / "training.json").read_text())["result"]
+    flips = result["validation_flips"]
+    assert len(flips) == 3
+    assert flips[result["best_epoch"] - 1] == min(flips)
 
 
 def test_bases_with_different_tokenizers_are_refused(world: Path, tmp_path: Path) -> None:
@@ -112,17 +177,43 @@ def test_bases_with_different_tokenizers_are_refused(world: Path, tmp_path: Path
     words = vocabulary["model"]["vocab"]
     words["scene"], words["at"] = words["at"], words["scene"]
     file.write_text(json.dumps(vocabulary))
-    pairs = (other, world / "old", world / "v2", world / "new")
-    task = load_task("scenes", world / "tasks")
+    old = TaskModel(base=Base(base=str(other)), adapter=str(world / "old"))
     with pytest.raises(MuscleError, match=r"tokenize 'scene : .*differently: .* two bases that share a tokenizer"):
-        train_compatibility_adapter(*pairs, task, AlignmentSettings("always_old"), SETTINGS, tmp_path, silent)
+        train(world, AlignmentSettings(), SETTINGS, tmp_path, old)
+
+
+def test_a_word_of_the_evaluation_alone_must_be_tokenized_alike(world: Path, tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks"
+    shutil.copytree(world / "tasks", tasks)
+    test = tasks / "scenes/test.jsonl"
+    test.write_text(test.read_text().replace("scene :", "zebra :", 1))
+    sides = []
+    for version, number in (("v1", 7), ("v2", 8)):
+        shutil.copytree(world / version, tmp_path / version)
+        file = tmp_path / version / "tokenizer.json"
+        vocabulary = json.loads(file.read_text())
+        vocabulary["model"]["vocab"]["zebra"] = number
+        file.write_text(json.dumps(vocabulary))
+        sides.append(Base(base=str(tmp_path / version)))
+    task = load_task("scenes", TaskSettings(include_path=str(tasks), validation_share=None))
+    with pytest.raises(MuscleError, match="tokenize 'zebra : "):
+        check_same_tokenizer(*sides, load_tokenizer(sides[1]), task)
+    check_same_tokenizer(sides[1], sides[1], load_tokenizer(sides[1]), task)
 
 
 def test_plain_cross_entropy_needs_no_old_model(world: Path, tmp_path: Path) -> None:
-    task, nowhere = load_task("scenes", world / "tasks"), tmp_path / "nowhere"
-    control = AlignmentSettings(None)
-    (tmp_path / "out").mkdir()
-    pairs = (nowhere, nowhere, world / "v2", world / "new")
-    train_compatibility_adapter(*pairs, task, control, SETTINGS, tmp_path / "out", silent)
-    record = json.loads((tmp_path / "out" / "training.json").read_text())
-    assert record["alignment"] == {"weight": None, "temperature": 1.0, "ce_share": 0.0}
+    arguments = (model(world, "v2", "new"), task_of(world, "scenes"), AlignmentSettings(weight=None), LORA, SETTINGS)
+    train_compatibility_adapter(None, *arguments, EvaluationSettings(), tmp_path, silent)
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["alignment"]["weight"] is None
+    assert len(json.loads((tmp_path / "provenance.json").read_text())["bases"]) == 1
+
+
+def test_the_log_of_steps_tells_what_the_loss_is_made_of(align: Callable[[AlignmentSettings], Path]) -> None:
+    lines = [json.loads(line) for line in (align(AlignmentSettings()) / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert len(steps) == 9
+    wanted = {"old_divergence", "new_divergence", "aligned_to_old", "token_accuracy", "cross_entropy", "learning_rate"}
+    for step in steps:
+        assert wanted <= step.keys()
+        assert step["aligned_to_old"] == pytest.approx(1 - step["token_accuracy"], abs=1e-3)

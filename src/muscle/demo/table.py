@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from muscle.demo.plan import METHODS
+from muscle.demo.plan import MODELS
 from muscle.demo.stages import TASKS
 from muscle.measure import Alignment, Update, compare
 from muscle.measure.report.terminal import new_table, say
@@ -19,8 +19,8 @@ LABELS = {
     "new": "new model",
     "muscle": "muscle",
     "paper_t2": "muscle, T = 2",
-    "ce_control": "plain CE",
-    "old_only": "old teacher",
+    "cross_entropy": "plain CE",
+    "old_teacher": "old teacher",
     "ensemble": "both models",
     "reseeded": "new, reseeded",
 }
@@ -65,7 +65,7 @@ def _task_rows(task: str, logs: Path) -> Iterator[Row]:
     accuracy = update.accuracy_old
     yield Row(task, "old", accuracy.value, accuracy.low, accuracy.high)
     yield _row(task, "new", update, None)
-    for method in METHODS[2:]:
+    for method in MODELS[2:]:
         yield _row(task, method, *compare_method(logs, method))
 
 
@@ -134,7 +134,7 @@ def meaning(rows: list[Row], logs: Path) -> str:
     parts = []
     for task in TASKS:
         new, muscle = (next(row for row in rows if (row.task, row.method) == (task, m)) for m in ("new", "muscle"))
-        _, control = compare_method(logs / task, "muscle", baseline="ce_control")
+        _, control = compare_method(logs / task, "muscle", baseline="cross_entropy")
         fewer = control.fixed - control.made
         parts.append(
             f"{task}: the update turns {_percent(new.nfr)} of all answers from right to wrong, with the compatibility "

@@ -1,108 +1,148 @@
-"""LoRA adapters: task adapters and compatibility adapters, trained and saved as ordinary PEFT adapters."""
+"""Task adapters and compatibility adapters: trained, and saved as ordinary PEFT adapters."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel
+from msgspec import to_builtins
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from muscle.errors import MuscleError, quoted
+from muscle.update.distributed import processes, save_adapter
+from muscle.update.lora import add_adapter
 from muscle.update.models import load_base, load_task_model, load_tokenizer
-from muscle.update.objectives import Compatibility, Objective, task_objective
-from muscle.update.pipeline import Report
-from muscle.update.recipe import AlignmentSettings, LoraSettings, TrainingSettings
-from muscle.update.tasks import PaddingCollator, TokenizedExamples, examples
-from muscle.update.teachers import CachedTeacher
-from muscle.update.trainer import train
-from muscle.update.weights import WEIGHTS
-
-
-def add_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int) -> PeftModel:
-    """Put a fresh adapter on a base (in place); the base's weights are frozen."""
-    torch.manual_seed(seed)
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    model: PeftModel = get_peft_model(base, config)
-    return model.train()
+from muscle.update.objectives import Objective, compatibility, task_objective
+from muscle.update.pipeline import CHECKPOINTS, Report
+from muscle.update.provenance import provenance
+from muscle.update.recipe import (
+    AlignmentSettings,
+    Base,
+    EvaluationSettings,
+    LoraSettings,
+    TaskModel,
+    TrainingSettings,
+)
+from muscle.update.scoring import flips_on_validation
+from muscle.update.tasks import PaddingCollator, Task, TokenizedExamples
+from muscle.update.teachers import CachedTeacher, LiveTeacher, Teacher
+from muscle.update.trainer import Flips, train
 
 
 def train_task_adapter(
-    base: str | Path, task: Any, lora: LoraSettings, settings: TrainingSettings, destination: Path, report: Report
+    base: Base, task: Task, lora: LoraSettings, settings: TrainingSettings, destination: Path, report: Report
 ) -> None:
-    """Train an adapter for a task on a base with plain cross-entropy and save the best epoch's to `destination`."""
+    """Train an adapter for a task on a base with plain cross-entropy and save the best epoch's to `destination`.
+
+    Training goes on from the checkpoints under `destination` where there are some.
+
+    Raises:
+        MuscleError: The base or the task's data cannot be loaded, or training diverges.
+    """
+    processes()  # before any model: it says which device is this process's
+    data = _TaskData(base, task, settings)
     model = add_adapter(load_base(base), lora, settings.seed)
-    data = _TaskData(base, task)
-    _train_and_save(model, task_objective, settings, data, destination, report)
+    record = {"lora": lora.as_dict(), "training": settings.as_dict()}
+    _train_and_save(model, task_objective, settings, data, destination, report, [base], record)
 
 
 def train_compatibility_adapter(
-    old_base: str | Path,
-    old_adapter: str | Path,
-    new_base: str | Path,
-    new_adapter: str | Path,
-    task: Any,
+    old: TaskModel | None,
+    new: TaskModel,
+    task: Task,
     alignment: AlignmentSettings,
+    lora: LoraSettings,
     settings: TrainingSettings,
+    evaluation: EvaluationSettings,
     destination: Path,
     report: Report,
 ) -> None:
     """Train the new task adapter on, towards two frozen task models, and save the best epoch's (section 4).
 
     Args:
-        old_base: Base of the old task model: local folder or hub id. Both bases must share one tokenizer.
-        old_adapter: Its task adapter.
-        new_base: Base of the new task model, and of the result.
-        new_adapter: Its task adapter, where training starts.
-        task: lm-eval task with a training and a validation split.
+        old: The old task model. Both bases must share one tokenizer. None where nothing reads it: no weight, and no
+            selection by flips.
+        new: The new task model; training starts from its adapter, or from a fresh one if it was fine-tuned whole.
+        task: Its training split is learnt from.
         alignment: What to learn from. Without a weight no teacher is read: plain cross-entropy, the control.
+        lora: Shape of a fresh adapter.
         settings: How long and how fast to learn.
-        destination: Where the PEFT adapter is saved.
+        evaluation: How negative flips are counted, where they select the epoch.
+        destination: Where the PEFT adapter is saved; training goes on from the checkpoints there.
         report: Told after every step.
 
     Raises:
-        MuscleError: The bases tokenize differently, or training diverges.
+        MuscleError: A model or the task's data cannot be loaded, the bases tokenize differently, or training diverges.
     """
-    data = _TaskData(new_base, task)
-    objective: Objective = task_objective
-    if alignment.weight:
-        _check_same_tokenizer(old_base, new_base, data)
-        old, new = (
-            CachedTeacher(load_task_model(base, adapter), data.training, data.collator)
-            for base, adapter in ((old_base, old_adapter), (new_base, new_adapter))
+    processes()
+    data = _TaskData(new.base, task, settings)
+    objective, flips, bases = task_objective, None, [new.base]
+    if old and alignment.weight:
+        check_same_tokenizer(old.base, new.base, data.tokenizer, task)
+        objective = compatibility(_teacher(old, data, alignment), _teacher(new, data, alignment), alignment)
+        bases = [old.base, new.base]
+    if old and settings.select_by == "flips":
+        flips = flips_on_validation(old, task, data.tokenizer, evaluation)
+        bases = [old.base, new.base]
+    if new.adapter is None:
+        student = add_adapter(load_base(new.base), lora, settings.seed)
+    else:
+        student = load_task_model(new, trainable=True)
+    record = {"alignment": alignment.as_dict(), "training": settings.as_dict()}
+    _train_and_save(student, objective, settings, data, destination, report, bases, record, flips)
+
+
+def check_same_tokenizer(old: Base, new: Base, new_tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
+    """Same means: identical ids on all training, validation and evaluation text, whatever else the tokenizers hold.
+
+    Raises:
+        MuscleError: There is a text that they tokenize differently.
+    """
+    old_tokenizer = load_tokenizer(old)
+    texts = list(_texts(task, new_tokenizer))
+    for text, old_ids, new_ids in zip(
+        texts, *(t(texts)["input_ids"] for t in (old_tokenizer, new_tokenizer)), strict=True
+    ):
+        if old_ids != new_ids:
+            raise MuscleError(
+                f"{old.base} and {new.base} tokenize {quoted(text)} differently: "
+                "aligning needs two bases that share a tokenizer"
+            )
+    if old_tokenizer.eos_token_id != new_tokenizer.eos_token_id:
+        raise MuscleError(
+            f"{old.base} ends texts with token {old_tokenizer.eos_token_id}, {new.base} with "
+            f"{new_tokenizer.eos_token_id}: aligning needs two bases that share a tokenizer"
         )
-        objective = Compatibility(old, new, WEIGHTS[alignment.weight], alignment.temperature, alignment.ce_share)
-    student = load_task_model(new_base, new_adapter, trainable=True)
-    _train_and_save(student, objective, settings, data, destination, report, alignment)
 
 
-def _check_same_tokenizer(old_base: str | Path, new_base: str | Path, data: _TaskData) -> None:
-    """Same means: identical ids on all training and validation text."""
-    tokenizer = load_tokenizer(old_base)
-    for part in (data.training, data.validation):
-        old = TokenizedExamples(part.rows, tokenizer)
-        for row, old_ids, new_ids in zip(part.rows, old.ids, part.ids, strict=True):
-            if old_ids != new_ids:
-                raise MuscleError(
-                    f"{old_base} and {new_base} tokenize {quoted(row.context + row.answer)} differently: "
-                    "aligning needs two bases that share a tokenizer"
-                )
+def _texts(task: Task, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
+    for split in ("training", "validation"):
+        yield from (row.context + row.answer for row in task.examples(split, tokenizer))
+    yield from task.evaluation_texts(tokenizer)
 
 
 class _TaskData:
     """Training and validation texts of a task in a base's tokens."""
 
-    def __init__(self, base: str | Path, task: Any) -> None:
-        tokenizer = load_tokenizer(base)
-        self.collator = PaddingCollator(int(tokenizer.pad_token_id))
-        self.training = TokenizedExamples(examples(task, "training"), tokenizer)
-        self.validation = TokenizedExamples(examples(task, "validation"), tokenizer)
+    def __init__(self, base: Base, task: Task, settings: TrainingSettings) -> None:
+        self.tokenizer = load_tokenizer(base)
+        assert isinstance(self.tokenizer.pad_token_id, int)
+        self.collator = PaddingCollator(self.tokenizer.pad_token_id)
+        self.training, self.validation = (
+            TokenizedExamples(task.examples(split, self.tokenizer), self.tokenizer, settings.tokens)
+            for split in ("training", "validation")
+        )
+        self.hash = task.data_hash()
+
+
+def _teacher(model: TaskModel, data: _TaskData, alignment: AlignmentSettings) -> Teacher:
+    if alignment.teachers == "live":
+        return LiveTeacher(load_task_model(model))
+    return CachedTeacher(load_task_model(model), data.training, data.collator)
 
 
 def _train_and_save(
@@ -112,13 +152,18 @@ def _train_and_save(
     data: _TaskData,
     destination: Path,
     report: Report,
-    alignment: AlignmentSettings | None = None,
+    bases: Sequence[Base],
+    record: dict[str, Any],
+    flips: Flips | None = None,
 ) -> None:
-    checkpoints = destination / "checkpoints"
-    result = train(model, objective, settings, data.training, data.validation, data.collator, checkpoints, report)
-    model.save_pretrained(str(destination))
-    shutil.rmtree(checkpoints)
-    record = {"training": asdict(settings), "result": asdict(result)}
-    if alignment:
-        record["alignment"] = asdict(alignment)
-    (destination / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    checkpoints = destination / CHECKPOINTS
+    result = train(
+        model, objective, settings, data.training, data.validation, data.collator, checkpoints, report, flips
+    )
+    save_adapter(model, destination)
+    if processes().is_main_process:
+        record |= {"result": to_builtins(result)}
+        (destination / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+        origins = provenance(bases, {"data": data.hash}, record)
+        (destination / "provenance.json").write_text(json.dumps(origins, indent=2) + "\n")
+        shutil.rmtree(checkpoints)

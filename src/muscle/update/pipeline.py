@@ -2,7 +2,8 @@
 
 A stage writes one folder. It is done when that folder holds `stage.json` with the stage's fingerprint: a hash of the
 program, the stage's settings and the fingerprints of the stages it reads. So a second run does only what is missing,
-and a changed setting redoes what depends on it, no more. A stage that does not finish leaves its output in `.partial`.
+and a changed setting redoes what depends on it, no more. A stage that does not finish leaves its output in `.partial`;
+of that only the folder CHECKPOINTS is there when the same stage starts again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from importlib.metadata import version
 from multiprocessing.queues import Queue
 from pathlib import Path
 from queue import Empty
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -37,6 +38,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from muscle import __version__
 from muscle.errors import MuscleError
+
+CHECKPOINTS = "checkpoints"
+"""Folder in a stage's destination from which the stage can go on where it was stopped; the stage removes it."""
 
 Report = Callable[[float, str], None]
 """Told the share done in [0, 1] and a few words."""
@@ -56,14 +60,15 @@ class Stage:
     """Keyword of the function -> name of the stage whose folder it gets."""
 
 
-def run_pipeline(stages: Sequence[Stage], root: Path, jobs: int, console: Console) -> None:
-    """Run every stage that is not done yet, up to `jobs` at a time, each on one thread.
+def run_pipeline(stages: Sequence[Stage], root: Path, jobs: int, console: Console, threads: int = 1) -> None:
+    """Run every stage that is not done yet, up to `jobs` at a time.
 
     Args:
         stages: In an order in which inputs come before the stages that read them.
         root: Folder of all outputs; made if missing.
         jobs: Number of worker processes.
         console: Where progress is shown: bars on a terminal, a line per stage elsewhere.
+        threads: Threads of each worker's arithmetic. One gives the same sums on every machine.
 
     Raises:
         MuscleError: A folder of that name is not a stage's, another run is at work in `root`, a stage failed, or a
@@ -72,12 +77,12 @@ def run_pipeline(stages: Sequence[Stage], root: Path, jobs: int, console: Consol
     root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(root / ".lock", timeout=0):  # the system frees it however a run ends
-            _run_missing(stages, root, jobs, console)
+            _run_missing(stages, root, jobs, console, threads)
     except Timeout:
         raise MuscleError(f"another run is at work in {root}: wait for it, or choose another folder") from None
 
 
-def _run_missing(stages: Sequence[Stage], root: Path, jobs: int, console: Console) -> None:
+def _run_missing(stages: Sequence[Stage], root: Path, jobs: int, console: Console, threads: int) -> None:
     fingerprints = fingerprint(stages)
     _refuse_foreign_folders(stages, root)
     missing = {stage.name: stage for stage in stages if not _is_done(root / stage.name, fingerprints[stage.name])}
@@ -86,7 +91,7 @@ def _run_missing(stages: Sequence[Stage], root: Path, jobs: int, console: Consol
     context = multiprocessing.get_context("spawn")
     news: Queue[tuple[str, float, str]] = context.Queue()
     with _Display(len(stages), len(stages) - len(missing), news, console) as display:
-        executor = ProcessPoolExecutor(min(jobs, len(missing)), context, _start_worker, (news,))
+        executor = ProcessPoolExecutor(min(jobs, len(missing)), context, _start_worker, (news, threads))
         try:
             _run_ready(missing, fingerprints, root, executor, jobs, display)
         except BrokenProcessPool:
@@ -102,6 +107,32 @@ def _run_missing(stages: Sequence[Stage], root: Path, jobs: int, console: Consol
             raise
         finally:
             executor.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """How far a stage is."""
+
+    name: str
+    state: Literal["done", "changed", "stopped", "missing"]
+    """changed: done with other settings or by another version, so it will run again; stopped: begun, not finished."""
+    seconds: float | None
+    """That it took, where it is done."""
+
+
+def pipeline_status(stages: Sequence[Stage], root: Path) -> list[StageStatus]:
+    """How far each stage of a run is."""
+    fingerprints = fingerprint(stages)
+    statuses = []
+    for stage in stages:
+        record = _record(root / stage.name)
+        if record.get("fingerprint") == fingerprints[stage.name]:
+            statuses.append(StageStatus(stage.name, "done", record.get("seconds")))
+        elif (root / ".partial" / stage.name).exists():
+            statuses.append(StageStatus(stage.name, "stopped", None))
+        else:
+            statuses.append(StageStatus(stage.name, "changed" if record else "missing", None))
+    return statuses
 
 
 def fingerprint(stages: Sequence[Stage]) -> dict[str, str]:
@@ -141,10 +172,16 @@ def _refuse_foreign_folders(stages: Sequence[Stage], root: Path) -> None:
 
 
 def _is_done(folder: Path, expected: str) -> bool:
+    return _record(folder).get("fingerprint") == expected
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What the stage of that folder wrote when it was done; empty where none did."""
     try:
-        return bool(json.loads((folder / "stage.json").read_text())["fingerprint"] == expected)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        record = json.loads((folder / "stage.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _run_ready(
@@ -178,7 +215,7 @@ def _run_ready(
 _news: Queue[tuple[str, float, str]]
 
 
-def _start_worker(news: Queue[tuple[str, float, str]]) -> None:
+def _start_worker(news: Queue[tuple[str, float, str]], threads: int) -> None:
     global _news  # a worker process can get its queue only here
     _news = news
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
@@ -193,16 +230,15 @@ def _start_worker(news: Queue[tuple[str, float, str]]) -> None:
     tqdm = importlib.import_module("tqdm").tqdm
     tqdm.set_lock(threading.RLock())  # its own lock is a semaphore, which a terminated process would leave behind
     torch = importlib.import_module("torch")
-    torch.set_num_threads(1)  # stages run side by side; and one thread gives the same sums everywhere
+    torch.set_num_threads(threads)
 
 
 def _run_stage(stage: Stage, expected: str, root: Path) -> float:
     """Run one stage in a worker; its folder appears whole or not at all. Returns its seconds."""
     started = time.perf_counter()
     partial, final, replaced = (root / part / stage.name for part in (".partial", ".", ".replaced"))
-    for stale in (partial, replaced):
-        shutil.rmtree(stale, ignore_errors=True)
-    partial.mkdir(parents=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+    _keep_checkpoints(partial, expected)
     folders = {keyword: root / name for keyword, name in stage.inputs.items()}
     with _output_to(partial / "stage.log"):
         stage.function(partial, lambda share, words: _news.put((stage.name, share, words)), **stage.settings, **folders)
@@ -214,6 +250,7 @@ def _run_stage(stage: Stage, expected: str, root: Path) -> float:
         "muscle": __version__,
         "seconds": round(seconds, 2),
     }
+    (partial / "fingerprint").unlink()
     (partial / "stage.json").write_text(json.dumps(record, indent=2) + "\n")
     for folder in (final, replaced):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -222,6 +259,19 @@ def _run_stage(stage: Stage, expected: str, root: Path) -> float:
     partial.rename(final)
     shutil.rmtree(replaced, ignore_errors=True)
     return seconds
+
+
+def _keep_checkpoints(partial: Path, expected: str) -> None:
+    """Make the folder of an unfinished stage anew, with the checkpoints of the same stage if it was stopped."""
+    mark = partial / "fingerprint"
+    same = mark.exists() and mark.read_text() == expected
+    for path in partial.iterdir() if partial.exists() else ():
+        if path.is_file() or path.is_symlink():
+            path.unlink()
+        elif not (same and path.name == CHECKPOINTS):
+            shutil.rmtree(path)
+    partial.mkdir(parents=True, exist_ok=True)
+    mark.write_text(expected)
 
 
 @contextmanager

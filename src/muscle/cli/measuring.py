@@ -1,13 +1,11 @@
-"""The command line: one function per verb, which parses, calls and prints. No logic, and no heavy import at the top."""
+"""The verbs that measure: compare and gate."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from muscle import __version__
 from muscle.errors import MuscleError
 
 if TYPE_CHECKING:
@@ -74,43 +72,7 @@ Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write 
 Junit = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")]
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page to look at, with every item.")]
 
-app = typer.Typer(
-    name="muscle",
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,  # rich would double the time that --help takes
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
-
-def main() -> None:
-    """Run the command line; what a user can act on ends with exit code 2 and one line, not with a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a log's text may not fit the locale
-    try:
-        app()
-    except MuscleError as error:
-        print("error:", error, file=sys.stderr)
-        sys.exit(2)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"muscle {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _muscle(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """Update a language model without breaking what users rely on."""
-
-
-@app.command()
 def compare(
     old: Old,
     new: New,
@@ -167,7 +129,6 @@ def compare(
     print_comparison(comparison)
 
 
-@app.command()
 def gate(
     old: Annotated[str | None, typer.Argument(help="Log of the old model, or a blessed baseline.")] = None,
     new: Annotated[str | None, typer.Argument(help="Log of the new model.")] = None,
@@ -288,31 +249,6 @@ def gate(
     raise typer.Exit(verdict.exit_code(held.inconclusive))
 
 
-@app.command()
-def demo(
-    seed: Annotated[
-        int, typer.Option(min=0, max=10**8, help="Decides the world, the data, and every initial weight.")
-    ] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Every stage at a tenth of the size, to see it run.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the run [default: one below muscle-demo]")
-    ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Worker processes; each takes about 0.7 GB.")] = 2,
-) -> None:
-    """Run one whole model update in a small world: bases, adapters, alignment, controls, table.
-
-    Ctrl-C loses nothing but the stage under way: the same command goes on from there.
-    """
-    from rich.console import Console
-
-    from muscle.update import require_training_stack
-
-    require_training_stack()
-    from muscle.demo.run import run_demo
-
-    run_demo(seed, quick, out, jobs, Console(highlight=False, emoji=False, markup=False))
-
-
 def _pairs(flag: str, values: Sequence[str] | None) -> dict[str, str]:
     """Values of the form NAME=SOMETHING, by name."""
     pairs = {}
@@ -351,3 +287,6 @@ def _write_reports(
         from muscle.measure.report.html import write_html
 
         write_html(comparison, html, verdict)
+
+
+VERBS = (compare, gate)

@@ -1,0 +1,163 @@
+"""The verbs that train and evaluate: adapt, align, evaluate, update, status, tables, merge, push and demo."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from muscle.update.recipe import Recipe
+
+# Flags that several verbs share. Bases and adapters are texts, since they may be hub ids.
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set one key of the recipe: training.epochs=3; repeatable."),
+]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", metavar="FILE", help="Recipe whose settings hold [default: the paper's]")
+]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder that is written.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Stages at a time, each in a process of its own.")]
+DryRun = Annotated[
+    Literal["tiny"] | None, typer.Option(help="Run every stage with tiny stand-in models of the same architectures.")
+]
+
+
+def adapt(
+    base: Annotated[str, typer.Argument(help="Base: hub id, hub id@revision, or local folder.")],
+    task: Annotated[str, typer.Argument(help="lm-eval task with a training split.")],
+    out: Out,
+    recipe: RecipeFile = None,
+    set_: Set = None,
+) -> None:
+    """Train a task adapter: LoRA on all linear layers, with plain cross-entropy.
+
+    The same command goes on from the last epoch where it was stopped. With several devices: accelerate launch -m
+    muscle adapt ...
+    """
+    settings = _recipe(recipe, {("old", "base"): base, ("new", "base"): base, ("tasks", task): {}}, set_)
+    from muscle.update.verbs import adapt
+
+    adapt(settings, task, out)
+
+
+def align(
+    task: Annotated[str, typer.Argument(help="lm-eval task with a training split.")],
+    old: Annotated[str, typer.Option(metavar="BASE", help="Old base: hub id, hub id@revision, or local folder.")],
+    new: Annotated[str, typer.Option(metavar="BASE", help="New base.")],
+    out: Out,
+    old_adapter: Annotated[
+        str | None, typer.Option(metavar="ADAPTER", help="Its task adapter [default: the base does the task itself]")
+    ] = None,
+    new_adapter: Annotated[str | None, typer.Option(metavar="ADAPTER", help="Task adapter of the new base.")] = None,
+    recipe: RecipeFile = None,
+    set_: Set = None,
+) -> None:
+    """Train a compatibility adapter for the new base, towards the old and the new task model.
+
+    The result is an ordinary PEFT adapter: no old model at inference. The same command goes on where it was stopped.
+    """
+    given: dict[tuple[str, ...], object] = {("tasks", task): {}}
+    for side, base, adapter in (("old", old, old_adapter), ("new", new, new_adapter)):
+        given |= {(side, "base"): base, (side, "adapters", task): adapter}
+    settings = _recipe(recipe, given, set_)
+    from muscle.update.verbs import align
+
+    align(settings, task, out)
+
+
+def evaluate(
+    base: Annotated[str, typer.Argument(help="Base: hub id, hub id@revision, or local folder.")],
+    task: Annotated[list[str], typer.Argument(help="lm-eval tasks.")],
+    out: Out,
+    adapter: Annotated[str | None, typer.Option(help="Task adapter: local folder or hub id.")] = None,
+    draws: Annotated[int | None, typer.Option(min=1, help="Sample each item so often.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score the first items only.")] = None,
+    recipe: RecipeFile = None,
+    set_: Set = None,
+) -> None:
+    """Evaluate a task model through lm-eval, and write the logs that `muscle compare` reads."""
+    given: dict[tuple[str, ...], object] = {("old", "base"): base, ("new", "base"): base}
+    given |= {("tasks", name): {} for name in task}
+    given |= {("evaluation", key): value for key, value in (("draws", draws), ("limit", limit)) if value is not None}
+    settings = _recipe(recipe, given, set_)
+    from muscle.update.verbs import evaluate
+
+    evaluate(settings, task, adapter, out)
+
+
+def update(
+    recipe: Annotated[Path, typer.Argument(help="Recipe: a YAML file.")],
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run [default: runs/<recipe>]")] = None,
+    jobs: Jobs = 1,
+    dry_run: DryRun = None,
+) -> None:
+    """Run a whole model update: adapters, alignment, controls, evaluation, tables; several tasks.
+
+    Whatever stops it, the same command goes on from there; after a change of the recipe only what depends on it is
+    run again.
+    """
+    settings = _recipe(recipe, {}, set_)
+    from muscle.update.run import run_update, stand_in
+
+    name = recipe.stem
+    if dry_run:
+        settings, name = stand_in(settings), f"{name}-dry-run"
+    run_update(settings, out or Path("runs") / name, jobs, _console())
+
+
+def status(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+    """Tell which stages of a run are done."""
+    _require()
+    from muscle.update.run import print_status
+
+    print_status(run, _console())
+
+
+def demo(
+    seed: Annotated[
+        int, typer.Option(min=0, max=10**8, help="Decides the world, the data, and every initial weight.")
+    ] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Every stage at a tenth of the size, to see it run.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run [default: one below muscle-demo]")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Worker processes; each takes about 0.7 GB.")] = 2,
+) -> None:
+    """Run one whole model update in a small world: bases, adapters, alignment, controls, table.
+
+    Ctrl-C loses nothing but the stage under way: the same command goes on from there.
+    """
+    _require()
+    from muscle.demo.run import run_demo
+
+    run_demo(seed, quick, out, jobs, _console())
+
+
+def _recipe(file: Path | None, given: Mapping[tuple[str, ...], object], overrides: Sequence[str] | None) -> "Recipe":
+    """The recipe of a file, or of nothing, with what the verb's arguments say, and then what --set says."""
+    _require()
+    from muscle.update.recipe_file import make_recipe, read_recipe
+
+    if file is None:
+        return make_recipe({}, overrides or (), given)
+    return read_recipe(file, overrides or (), given)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False, emoji=False, markup=False)
+
+
+def _require() -> None:
+    from muscle.update import require_training_stack
+
+    require_training_stack()
+
+
+VERBS = (adapt, align, evaluate, update, status, demo)

@@ -1,0 +1,182 @@
+"""From a recipe to the stages of its run, and the folders that they write.
+
+bases/old, bases/new        where they are pretrained from scratch
+adapters/<task>/<model>     old, new, reseeded, and each method and trained control
+logs/<task>/<model>         lm-eval's samples logs, of the same models and the ensemble
+models/<task>/<method>      what is handed on: the compatibility adapter with its model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import muscle.recipes
+from muscle.update import stages
+from muscle.update.pipeline import Stage
+from muscle.update.provenance import digest
+from muscle.update.recipe import CONTROL_ALIGNMENTS, TASK_GROUPS, Recipe, Side, Split, TrainingSettings, merged
+
+RESEED = 1000
+"""Added to the seed of the new adapter that is trained again: the flips that nothing but chance makes."""
+
+PROJECT_TASKS = Path(muscle.recipes.__file__).parent / "tasks"
+
+SideName = Literal["old", "new"]
+
+
+class Plan:
+    """The stages of a recipe.
+
+    Args:
+        recipe: The update.
+        produced: Names of stages that write the "old" or the "new" base, or the "tasks" folder with lm-eval's YAML
+            files, in place of what the recipe names.
+    """
+
+    def __init__(self, recipe: Recipe, produced: Mapping[str, str] | None = None) -> None:
+        self._recipe = recipe
+        self._sides: dict[SideName, Side] = {"old": recipe.old, "new": recipe.new}
+        self._produced = dict(produced or {})
+        self._produced |= {name: f"bases/{name}" for name, side in self._sides.items() if side.scratch}
+        self._tasks = {name: self._task(name) for name in recipe.tasks}
+
+    def stages(self) -> list[Stage]:
+        """All of them, each after those that it reads."""
+        recipe, plan = self._recipe, self.base_stages()
+        for task in recipe.tasks:
+            plan += self.task_adapter_stages(task)
+            trained = [*recipe.methods, *(name for name in recipe.controls if name in CONTROL_ALIGNMENTS)]
+            plan += [self.alignment_stage(task, method) for method in trained]
+            plan += [self.evaluation_stage(task, model) for model in recipe.models]
+            plan += [self._package_stage(task, method) for method in recipe.methods]
+        return plan
+
+    def base_stages(self) -> list[Stage]:
+        """The tokenizer and the bases that are pretrained from scratch."""
+        schooled = {name: side.scratch for name, side in self._sides.items() if side.scratch}
+        if not schooled:
+            return []
+        inputs, common = self._tasks_folder(), {"tasks": self._tasks}
+        vocabulary = max(scratch.vocabulary for scratch in schooled.values())
+        tokenizer = Stage("bases/tokenizer", stages.train_tokenizer, {"vocabulary": vocabulary, **common}, inputs)
+        inputs = {"tokenizer": tokenizer.name, **inputs}
+        return [tokenizer] + [
+            Stage(f"bases/{name}", stages.pretrain_base, {"scratch": scratch.as_dict(), **common}, inputs)
+            for name, scratch in schooled.items()
+        ]
+
+    def task_adapter_stages(self, task: str) -> list[Stage]:
+        """The task adapters that are not there yet, and the retrained one where it is asked for."""
+        training = self._recipe.training_of(task)
+        plan = [
+            self._task_adapter_stage(task, name, side, training)
+            for name, side in self._sides.items()
+            if task not in side.adapters
+        ]
+        if "reseeded" in self._recipe.controls:
+            again = merged(training, {"seed": training.seed + RESEED})
+            plan.append(self._task_adapter_stage(task, "reseeded", self._sides["new"], again))
+        return plan
+
+    def _task_adapter_stage(self, task: str, model: str, side: Side, training: TrainingSettings) -> Stage:
+        name: SideName = "old" if side is self._sides["old"] else "new"
+        settings = {
+            "task": self._tasks[task],
+            "model": self._model(name),
+            "lora": self._recipe.lora_of(task).as_dict(),
+            "training": training.as_dict(),
+        }
+        inputs = self._produced_as("base", name) | self._tasks_folder()
+        return Stage(f"adapters/{task}/{model}", stages.adapt, settings, inputs)
+
+    def alignment_stage(self, task: str, method: str) -> Stage:
+        """A compatibility adapter or a trained control."""
+        alignment, training = self._recipe.alignment_of(task, method), self._recipe.alignment_training_of(task)
+        flips = training.select_by == "flips"
+        sides: tuple[SideName, ...] = ("old", "new") if alignment.weight or flips else ("new",)
+        settings: dict[str, Any] = {side: self._model(side, task) for side in sides}
+        settings |= {
+            "task": self._tasks[task],
+            "alignment": alignment.as_dict(),
+            "lora": self._recipe.lora_of(task).as_dict(),
+            "training": training.as_dict(),
+            "evaluation": self._recipe.evaluation_of(task).as_dict() if flips else {},
+        }
+        return Stage(f"adapters/{task}/{method}", stages.align, settings, self._inputs(task, sides))
+
+    def evaluation_stage(self, task: str, model: str, split: Split = "test", folder: str = "logs") -> Stage:
+        """The evaluation log of one task model, or of the ensemble."""
+        name, evaluation = f"{folder}/{task}/{model}", self._recipe.evaluation_of(task).as_dict()
+        settings: dict[str, Any] = {"task": self._tasks[task], "evaluation": evaluation, "split": split}
+        if model == "ensemble":
+            both: tuple[SideName, ...] = ("old", "new")
+            settings |= {side: self._model(side, task) for side in both}
+            return Stage(name, stages.evaluate_ensemble, settings, self._inputs(task, both))
+        side: SideName = "old" if model == "old" else "new"
+        inputs = self._produced_as("base", side) | self._tasks_folder()
+        there = model == side and task in self._sides[side].adapters
+        if not there:
+            inputs["adapter"] = f"adapters/{task}/{model}"
+        settings |= {"name": model, "model": self._model(side, task if there else None)}
+        return Stage(name, stages.evaluate, settings, inputs)
+
+    def _package_stage(self, task: str, method: str) -> Stage:
+        recipe = self._recipe
+        settings = {
+            "task": task,
+            "method": method,
+            "description": recipe.description,
+            "old": recipe.old.base or self._produced["old"],
+            "new": recipe.new.base or self._produced["new"],
+            "several_draws": recipe.evaluation_of(task).draws > 1,
+        }
+        models = ("old", "new", method, *recipe.controls)
+        logs = {f"log_{model}": f"logs/{task}/{model}" for model in models}
+        return Stage(
+            f"models/{task}/{method}", stages.package, settings, {"adapter": f"adapters/{task}/{method}", **logs}
+        )
+
+    def _task(self, name: str) -> dict[str, Any]:
+        """What decides the texts of a task: its settings without those of training and evaluation, and its files."""
+        settings = self._recipe.tasks[name].as_dict()
+        for group in TASK_GROUPS:
+            del settings[group]
+        folders = [PROJECT_TASKS, *([Path(self._recipe.data) / name] if self._recipe.data else [])]
+        folders += [Path(settings["include_path"])] if settings["include_path"] else []
+        return {"name": name, "settings": settings, "data": self._recipe.data, "files": _files_digest(folders)}
+
+    def _model(self, side: SideName, task: str | None = None) -> dict[str, Any]:
+        """A side's base, and its adapter for the task if that is there already; None is what a stage writes."""
+        chosen = self._sides[side]
+        base = chosen.loaded_from(chosen.base or "").as_dict()
+        adapter = chosen.adapters.get(task) if task else None
+        local = [path for path in (chosen.base, adapter) if path and Path(path).is_dir()]
+        return {"base": base, "adapter": adapter, "files": [digest(path) for path in local]}
+
+    def _inputs(self, task: str, sides: Iterable[SideName]) -> dict[str, str]:
+        """What stages write of the task models of some sides."""
+        inputs = self._tasks_folder()
+        for side in sides:
+            inputs |= self._produced_as(f"{side}_base", side)
+            if task not in self._sides[side].adapters:
+                inputs[f"{side}_adapter"] = f"adapters/{task}/{side}"
+        return inputs
+
+    def _tasks_folder(self) -> dict[str, str]:
+        return self._produced_as("tasks_folder", "tasks")
+
+    def _produced_as(self, keyword: str, what: str) -> dict[str, str]:
+        return {keyword: self._produced[what]} if what in self._produced else {}
+
+
+def _files_digest(folders: Iterable[Path]) -> str | None:
+    """Hash of the files of task definitions and their data, so that a changed file runs again what read it."""
+    found = hashlib.sha256()
+    paths = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    for path in paths:
+        if "__pycache__" not in path.parts:
+            found.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest() if paths else None

@@ -1,0 +1,218 @@
+"""The stages of a model update. Functions import what they need when they run: planning a run loads no torch.
+
+Settings are plain values; a keyword that is a Path is the folder of another stage, and stands for what the settings
+would name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec import convert
+
+from muscle.update.pipeline import Report
+from muscle.update.recipe import (
+    AlignmentSettings,
+    Base,
+    EvaluationSettings,
+    LoraSettings,
+    Scratch,
+    Split,
+    TaskModel,
+    TaskSettings,
+    TrainingSettings,
+)
+
+if TYPE_CHECKING:
+    from muscle.update.tasks import Task
+
+Plain = Mapping[str, Any]
+
+
+def train_tokenizer(
+    destination: Path, report: Report, *, vocabulary: int, tasks: Mapping[str, Plain], tasks_folder: Path | None = None
+) -> None:
+    """The tokenizer of both bases that are pretrained from scratch."""
+    from muscle.update.scratch import train_tokenizer
+
+    train_tokenizer(_training_texts(tasks, tasks_folder), vocabulary).save_pretrained(destination)
+
+
+def pretrain_base(
+    destination: Path,
+    report: Report,
+    *,
+    scratch: Plain,
+    tasks: Mapping[str, Plain],
+    tokenizer: Path,
+    tasks_folder: Path | None = None,
+) -> None:
+    """A small base, from scratch."""
+    from transformers import PreTrainedTokenizerFast
+
+    from muscle.update.scratch import pretrain_on_texts
+
+    words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
+    pretrain_on_texts(_training_texts(tasks, tasks_folder), convert(scratch, Scratch), words, destination, report)
+    shutil.rmtree(destination / "checkpoints", ignore_errors=True)
+
+
+def _training_texts(tasks: Mapping[str, Plain], tasks_folder: Path | None) -> list[str]:
+    rows = (row for task in tasks.values() for row in _task(task, tasks_folder).examples("training", None))
+    return [row.context + row.answer for row in rows]
+
+
+def adapt(
+    destination: Path,
+    report: Report,
+    *,
+    task: Plain,
+    model: Plain,
+    lora: Plain,
+    training: Plain,
+    base: Path | None = None,
+    tasks_folder: Path | None = None,
+) -> None:
+    """A task adapter."""
+    from muscle.update.adapters import train_task_adapter
+
+    train_task_adapter(
+        _model(model, base).base,
+        _task(task, tasks_folder),
+        convert(lora, LoraSettings),
+        convert(training, TrainingSettings),
+        destination,
+        report,
+    )
+
+
+def align(
+    destination: Path,
+    report: Report,
+    *,
+    task: Plain,
+    new: Plain,
+    alignment: Plain,
+    lora: Plain,
+    training: Plain,
+    evaluation: Plain,
+    old: Plain | None = None,
+    old_base: Path | None = None,
+    old_adapter: Path | None = None,
+    new_base: Path | None = None,
+    new_adapter: Path | None = None,
+    tasks_folder: Path | None = None,
+) -> None:
+    """A compatibility adapter, or one of its trained controls."""
+    from muscle.update.adapters import train_compatibility_adapter
+
+    train_compatibility_adapter(
+        _model(old, old_base, old_adapter) if old else None,
+        _model(new, new_base, new_adapter),
+        _task(task, tasks_folder),
+        convert(alignment, AlignmentSettings),
+        convert(lora, LoraSettings),
+        convert(training, TrainingSettings),
+        convert(evaluation, EvaluationSettings),
+        destination,
+        report,
+    )
+
+
+def evaluate(
+    destination: Path,
+    report: Report,
+    *,
+    task: Plain,
+    name: str,
+    model: Plain,
+    evaluation: Plain,
+    split: Split = "test",
+    base: Path | None = None,
+    adapter: Path | None = None,
+    tasks_folder: Path | None = None,
+) -> None:
+    """The evaluation log of one task model."""
+    from muscle.update import scoring
+
+    settings = convert(evaluation, EvaluationSettings)
+    lm = scoring.task_model_lm(_model(model, base, adapter), settings)
+    scoring.evaluate(lm, name, _task(task, tasks_folder), split, destination, settings)
+
+
+def evaluate_ensemble(
+    destination: Path,
+    report: Report,
+    *,
+    task: Plain,
+    old: Plain,
+    new: Plain,
+    evaluation: Plain,
+    split: Split = "test",
+    old_base: Path | None = None,
+    old_adapter: Path | None = None,
+    new_base: Path | None = None,
+    new_adapter: Path | None = None,
+    tasks_folder: Path | None = None,
+) -> None:
+    """The evaluation log of old and new task model together."""
+    from muscle.update import scoring
+
+    settings = convert(evaluation, EvaluationSettings)
+    models = _model(old, old_base, old_adapter), _model(new, new_base, new_adapter)
+    lm = scoring.Ensemble(*models, settings)
+    scoring.evaluate(lm, "ensemble", _task(task, tasks_folder), split, destination, settings)
+
+
+def package(
+    destination: Path,
+    report: Report,
+    *,
+    task: str,
+    method: str,
+    description: str,
+    old: str,
+    new: str,
+    several_draws: bool,
+    adapter: Path,
+    **logs: Path,
+) -> None:
+    """A compatibility adapter with its model card, ready to be handed on; "log_<model>" are folders of logs."""
+    from muscle.update.report.figures import measure_task
+    from muscle.update.report.model_card import Subject, write_model_card
+
+    for path in adapter.iterdir():
+        if path.is_file() and not path.name.startswith(("stage.", "README")):
+            _link_or_copy(path, destination / path.name)
+    subject = Subject(task=task, base=new, model=method, old_base=old, description=description)
+    folders = {name.removeprefix("log_"): folder for name, folder in logs.items()}
+    write_model_card(destination, subject, measure_task(task, folders, several_draws=several_draws))
+
+
+def _link_or_copy(source: Path, destination: Path) -> None:
+    """A second name for a file that no stage changes, or its bytes a second time where that cannot be."""
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copyfile(source, destination)
+
+
+def _task(settings: Plain, tasks_folder: Path | None) -> Task:
+    """The task of {"name", "settings", "data"}."""
+    from muscle.update.tasks import load_task
+
+    chosen = dict(settings["settings"])
+    if tasks_folder:
+        chosen["include_path"] = str(tasks_folder)
+    data = Path(settings["data"]) if settings["data"] else None
+    return load_task(settings["name"], convert(chosen, TaskSettings), data)
+
+
+def _model(settings: Plain, base: Path | None = None, adapter: Path | None = None) -> TaskModel:
+    """The task model of {"base", "adapter"}, with the folders of stages in place of what is open there."""
+    loaded = convert({**settings["base"], **({"base": str(base)} if base else {})}, Base)
+    return TaskModel(base=loaded, adapter=str(adapter) if adapter else settings["adapter"])
