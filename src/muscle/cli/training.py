@@ -95,6 +95,9 @@ def update(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run [default: runs/<recipe>]")] = None,
     jobs: Jobs = 1,
     dry_run: DryRun = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER", help="Upload the results as OWNER/RUN-TASK-METHOD.")
+    ] = None,
 ) -> None:
     """Run a whole model update: adapters, alignment, controls, evaluation, tables; several tasks.
 
@@ -107,7 +110,7 @@ def update(
     name = recipe.stem
     if dry_run:
         settings, name = stand_in(settings), f"{name}-dry-run"
-    run_update(settings, out or Path("runs") / name, jobs, _console())
+    run_update(settings, out or Path("runs") / name, jobs, _console(), push_to_hub)
 
 
 def status(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
@@ -116,6 +119,62 @@ def status(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> Non
     from muscle.update.run import print_status
 
     print_status(run, _console())
+
+
+def tables(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write them as Markdown.")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write them as CSV, with intervals.")] = None,
+    pictures: Annotated[Path | None, typer.Option(metavar="DIR", help="Also draw figures 4 and 5 as SVG.")] = None,
+) -> None:
+    """Print the paper's tables 4 to 7 and 9 and its figures 4 and 5 for some runs, its own figures beside."""
+    _require()
+    from muscle.update.report.pictures import write_pictures
+    from muscle.update.report.study import collect
+    from muscle.update.report.tables import print_tables, write_csv, write_markdown
+
+    results = collect(runs)
+    if markdown:
+        write_markdown(results, markdown)
+    if csv:
+        write_csv(results, csv)
+    drawn = write_pictures(results, pictures) if pictures else []
+    console = _console()
+    print_tables(results, console)
+    for path in (markdown, csv, *drawn):
+        if path:
+            console.print(f"wrote {path}", soft_wrap=True)
+
+
+def merge(
+    base: Annotated[str, typer.Argument(help="Base: hub id, hub id@revision, or local folder.")],
+    adapter: Annotated[str, typer.Argument(help="Adapter: local folder or hub id.")],
+    out: Out,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Also load pickled weights.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
+    ] = False,
+) -> None:
+    """Write base and adapter as one checkpoint that needs no PEFT, for servers that take no adapters."""
+    _require()
+    from muscle.update.hub import merge
+    from muscle.update.recipe import Base, TaskModel
+
+    loaded = Base(base=base, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    merge(TaskModel(base=loaded, adapter=adapter), out)
+    print(f"wrote {out}")
+
+
+def push(
+    adapter: Annotated[Path, typer.Argument(help="Folder of an adapter with a model card.")],
+    repository: Annotated[str, typer.Argument(help="Repository of the hub: owner/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it a private one.")] = False,
+) -> None:
+    """Upload an adapter with its model card to the Hugging Face hub."""
+    _require()
+    from muscle.update.hub import push
+
+    print(push(adapter, repository, private=private))
 
 
 def demo(
@@ -160,4 +219,4 @@ def _require() -> None:
     require_training_stack()
 
 
-VERBS = (adapt, align, evaluate, update, status, demo)
+VERBS = (adapt, align, evaluate, update, status, tables, merge, push, demo)

@@ -129,8 +129,8 @@ class Plan:
             "task": task,
             "method": method,
             "description": recipe.description,
-            "old": recipe.old.base or self._produced["old"],
-            "new": recipe.new.base or self._produced["new"],
+            "old": recipe.old.base or f"./{self._produced['old']}",
+            "new": recipe.new.base or f"./{self._produced['new']}",
             "several_draws": recipe.evaluation_of(task).draws > 1,
         }
         models = ("old", "new", method, *recipe.controls)

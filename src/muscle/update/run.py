@@ -18,7 +18,7 @@ from muscle.update.recipe import Recipe, Scratch, Side, merged
 from muscle.update.report.study import RECORD, recipe_of
 
 
-def run_update(recipe: Recipe, root: Path, jobs: int, console: Console) -> None:
+def run_update(recipe: Recipe, root: Path, jobs: int, console: Console, owner: str | None = None) -> None:
     """Run what is missing of an update and show its tables.
 
     Args:
@@ -26,6 +26,7 @@ def run_update(recipe: Recipe, root: Path, jobs: int, console: Console) -> None:
         root: Folder of the run; made if missing. A run of another recipe there is brought up to this one.
         jobs: Stages at a time.
         console: Where progress and tables are shown.
+        owner: Of the hub's repositories that the results are uploaded to; None uploads nothing.
 
     Raises:
         MuscleError: `root` holds something else, or a stage failed.
@@ -40,6 +41,11 @@ def run_update(recipe: Recipe, root: Path, jobs: int, console: Console) -> None:
     for task in recipe.tasks:
         for method in recipe.methods:
             say(console, f"adapter   {root / 'models' / task / method}")
+            if owner:
+                from muscle.update.hub import push
+
+                repository = f"{owner}/{root.resolve().name}-{task}-{method}"
+                say(console, f"uploaded  {push(root / 'models' / task / method, repository, private=True)}")
 
 
 def print_status(root: Path, console: Console) -> None:

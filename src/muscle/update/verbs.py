@@ -17,6 +17,7 @@ from muscle.update.adapters import train_compatibility_adapter, train_task_adapt
 from muscle.update.distributed import processes
 from muscle.update.pipeline import CHECKPOINTS, Report
 from muscle.update.recipe import Base, Recipe, Side, TaskModel
+from muscle.update.report.model_card import Subject, write_model_card
 from muscle.update.tasks import load_task
 
 
@@ -31,7 +32,7 @@ def adapt(recipe: Recipe, task: str, out: Path) -> None:
     _claim(out, ["adapt", base.as_dict(), recipe.tasks[task].as_dict(), lora.as_dict(), training.as_dict()])
     with _progress(f"adapt {task}") as report:
         train_task_adapter(base, load_task(task, recipe.tasks[task], _data(recipe)), lora, training, out, report)
-    _say(f"wrote {out}; next: muscle evaluate {base.base} {task} --adapter {out} --out LOGS")
+    _finish(out, Subject(task=task, base=base.base, model="new"))
 
 
 def align(recipe: Recipe, task: str, out: Path) -> None:
@@ -57,7 +58,7 @@ def align(recipe: Recipe, task: str, out: Path) -> None:
             out,
             report,
         )
-    _say(f"wrote {out}; next: muscle evaluate {new.base.base} {task} --adapter {out} --out LOGS")
+    _finish(out, Subject(task=task, base=new.base.base, model=method, old_base=old.base.base))
 
 
 def evaluate(recipe: Recipe, tasks: Sequence[str], adapter: str | None, out: Path) -> None:
@@ -75,6 +76,12 @@ def evaluate(recipe: Recipe, tasks: Sequence[str], adapter: str | None, out: Pat
         name = adapter or model.base.base
         scoring.evaluate(lm, name, task, "test", out / task.name, recipe.evaluation_of(task.name))
         _say(f"wrote {out / task.name}")
+
+
+def _finish(out: Path, subject: Subject) -> None:
+    if processes().is_main_process:
+        write_model_card(out, subject)
+    _say(f"wrote {out}; next: muscle evaluate {subject.base} {subject.task} --adapter {out} --out LOGS")
 
 
 def _base(side: Side) -> Base:
