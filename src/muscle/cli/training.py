@@ -214,9 +214,10 @@ def _console() -> "Console":
 
 
 def _require() -> None:
-    from muscle.update import require_training_stack
+    from muscle.update import quiet_libraries, require_training_stack
 
     require_training_stack()
+    quiet_libraries()
 
 
 VERBS = (adapt, align, evaluate, update, status, tables, merge, push, demo)
