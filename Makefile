@@ -4,7 +4,7 @@ VENV   ?= .venv
 SECONDS_EACH ?= 60
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-all fuzz lint format clean
+.PHONY: demo test test-slow test-all fuzz lint format dist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.update
@@ -12,6 +12,9 @@ demo: $(VENV)/.update
 
 test: $(VENV)/.dev
 	$(BIN)/pytest -n 2 -m "not slow"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -n 2 --dist loadfile -m slow
 
 test-all: $(VENV)/.dev
 	$(BIN)/pytest -n 2
@@ -28,6 +31,11 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The sdist, and the wheel built from it; tests/test_packaging.py installs them.
+dist: $(VENV)/.dev
+	rm -rf dist
+	PIP_CONSTRAINT='$(CURDIR)/constraints.txt' $(BIN)/python -m build
 
 # A stamp per extra (dev includes update): installed once, again only when the pins or the package's metadata change.
 $(VENV)/.update $(VENV)/.dev $(VENV)/.fuzz: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python

@@ -99,7 +99,6 @@ def test_task_adapter_is_an_ordinary_peft_adapter(world: Path, tmp_path: Path) -
     train_task_adapter(base(world, "v1"), task_of(world, "sums"), LORA, SETTINGS, tmp_path, silent)
     files = {"adapter_config.json", "adapter_model.safetensors", "training.json", "provenance.json", "log.jsonl"}
     assert files <= {p.name for p in tmp_path.iterdir()}
-    assert not (tmp_path / "checkpoints").exists()
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     linear = {*(f"{x}_proj" for x in "qkvo"), "gate_proj", "up_proj", "down_proj"}
     assert {name.rpartition(".")[2] for name in config["target_modules"]} == linear
@@ -206,7 +205,7 @@ def test_plain_cross_entropy_needs_no_old_model(world: Path, tmp_path: Path) -> 
     train_compatibility_adapter(None, *arguments, EvaluationSettings(), tmp_path, silent)
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["alignment"]["weight"] is None
-    assert len(json.loads((tmp_path / "provenance.json").read_text())["bases"]) == 1
+    assert len(json.loads((tmp_path / "provenance.json").read_text())["models"]) == 1
 
 
 def test_the_log_of_steps_tells_what_the_loss_is_made_of(align: Callable[[AlignmentSettings], Path]) -> None:

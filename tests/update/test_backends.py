@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from muscle.errors import MuscleError
@@ -80,7 +82,8 @@ def test_vllm_gets_the_base_and_its_adapter(world: Path) -> None:
 
 
 @pytest.mark.usefixtures("recorded")
-def test_engines_get_revision_dtype_and_flags() -> None:
+def test_engines_get_revision_dtype_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("muscle.update.backends._adds_bos", lambda base: True)
     base = Base(base="org/name@step1000", dtype="bfloat16", trust_remote_code=True, allow_pickle=True)
     for backend in ("vllm", "sglang"):
         told = arguments(backend, TaskModel(base=base))
@@ -94,6 +97,22 @@ def test_engines_get_revision_dtype_and_flags() -> None:
         assert {key: told[key] for key in expected} == expected
         assert "lora_local_path" not in told
     assert arguments("textsynth", TaskModel(base=base)) == {"pretrained": "org/name@step1000"}
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("adds", [False, True])
+def test_texts_begin_in_evaluation_as_they_do_in_training(world: Path, tmp_path: Path, adds: bool) -> None:
+    """lm-eval leaves the begin-of-text token out for these back ends, unless it is told."""
+    base = shutil.copytree(world / "v1", tmp_path / "base")
+    if adds:
+        tokenizer = load_tokenizer(Base(base=str(base)))
+        tokenizer.add_special_tokens({"bos_token": "<eos>"})
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<eos> $A", special_tokens=[("<eos>", tokenizer.eos_token_id)]
+        )
+        tokenizer.save_pretrained(base)
+    told = arguments("sglang", TaskModel(base=Base(base=str(base))))
+    assert told["add_bos_token"] is adds
 
 
 @pytest.mark.usefixtures("recorded")

@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 
 from muscle.errors import MuscleError
 from muscle.update.provenance import _commit, digest, provenance
-from muscle.update.recipe import Base
+from muscle.update.recipe import Base, TaskModel
 from muscle.update.report.figures import TaskFigures, measure_task
 from muscle.update.report.model_card import Subject, write_model_card
 
@@ -44,7 +44,7 @@ def adapter(tmp_path: Path) -> Path:
     base.mkdir()
     (base / "config.json").write_text("{}")
     settings = {"training": {"epochs": 3, "seed": 7}, "alignment": {"weight": "student_wrong"}}
-    record = provenance([Base(base=str(base))], {"train": "abc"}, settings)
+    record = provenance([TaskModel(base=Base(base=str(base)))], {"train": "abc"}, settings)
     (folder / "provenance.json").write_text(json.dumps(record))
     return folder
 
@@ -143,7 +143,7 @@ def test_the_code_of_the_card_is_python(adapter: Path) -> None:
 
 def test_unreadable_provenance_is_named(tmp_path: Path) -> None:
     (tmp_path / "provenance.json").write_text("{}")
-    with pytest.raises(MuscleError, match=r"provenance\.json: cannot be read \(KeyError\('bases'\)\)"):
+    with pytest.raises(MuscleError, match=r"provenance\.json: cannot be read \(KeyError\('models'\)\)"):
         write_model_card(tmp_path, SUBJECT)
 
 
@@ -213,11 +213,13 @@ def test_provenance_is_the_same_anywhere(tmp_path: Path) -> None:
     def record(place: str) -> str:
         (tmp_path / place).mkdir()
         base = model_folder(tmp_path / place / "v1", config__json="{}")
-        return json.dumps(provenance([Base(base=str(base), dtype="bfloat16")], {"piqa": "abc"}, {"seed": 1}))
+        return json.dumps(
+            provenance([TaskModel(base=Base(base=str(base), dtype="bfloat16"))], {"piqa": "abc"}, {"seed": 1})
+        )
 
     assert record("here") == record("there")
     found = json.loads(record("third"))
-    assert found["bases"][0] | {"digest": ""} == {
+    assert found["models"][0] | {"digest": ""} == {
         "base": "v1",
         "digest": "",
         "dtype": "bfloat16",

@@ -10,7 +10,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from muscle.errors import MuscleError
-from muscle.update.pipeline import Stage, fingerprint, run_pipeline
+from muscle.update.pipeline import Stage, fingerprint, pipeline_status, run_pipeline
 from tests.update import steps
 
 LEFT = Stage("parts/left", steps.write, {"text": "a"})
@@ -50,7 +50,8 @@ def test_only_what_changed_is_run_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("way", "message"), [("raise", "no such tokenizer: choose another"), ("die", "worker process was killed.*--jobs 1")]
+    ("way", "message"),
+    [("raise", "^stage broken: no such tokenizer: choose another"), ("die", "worker process was killed.*--jobs 1")],
 )
 def test_a_failed_stage_leaves_nothing_and_the_rest_stays(tmp_path: Path, way: str, message: str) -> None:
     broken = Stage("broken", steps.fail, {"way": way}, {"left": "parts/left"})
@@ -75,11 +76,12 @@ def test_output_is_kept_until_its_successor_is_whole(tmp_path: Path) -> None:
     assert [path.parent.name for path in tmp_path.rglob("text")] == ["again", "left"]
 
 
-def test_an_unexpected_failure_names_its_log(tmp_path: Path) -> None:
-    broken = Stage("broken", steps.fail, {"way": "bug"}, {"left": "parts/left"})
-    with pytest.raises(MuscleError, match=r"stage broken failed \(KeyError: 'bug'\): see .*/.partial/broken/stage.log"):
+@pytest.mark.parametrize(("way", "said"), [("bug", "KeyError: 'bug'"), ("unpicklable", "UnpicklableError: lost")])
+def test_an_unexpected_failure_names_its_log(tmp_path: Path, way: str, said: str) -> None:
+    broken = Stage("broken", steps.fail, {"way": way}, {"left": "parts/left"})
+    with pytest.raises(MuscleError, match=rf"stage broken failed \({said}\): see .*/.partial/broken/stage.log"):
         run(tmp_path, LEFT, broken)
-    assert "KeyError: 'bug'" in (tmp_path / ".partial/broken/stage.log").read_text()
+    assert said in (tmp_path / ".partial/broken/stage.log").read_text()
 
 
 def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
@@ -113,13 +115,46 @@ def test_a_damaged_record_counts_as_missing(tmp_path: Path) -> None:
     assert "parts/left" in run(tmp_path, LEFT)
 
 
-def test_fingerprint_depends_on_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = fingerprint([LEFT])
+def changed_program(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """From here on the file reads as if it had been edited."""
     read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "losses.py"))
-    assert fingerprint([LEFT]) != before
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "steps.py"))
-    assert fingerprint([LEFT]) != before
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == name))
+
+
+@pytest.mark.parametrize("name", ["losses.py", "steps.py", "similarity.py", "samsum.yaml"])
+def test_another_version_of_the_program_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    run(tmp_path, LEFT)
+    changed_program(monkeypatch, name)
+    assert [status.state for status in pipeline_status([LEFT], tmp_path)] == ["outdated"]
+    assert "parts/left" in run(tmp_path, LEFT)
+    assert [status.state for status in pipeline_status([LEFT], tmp_path)] == ["done"]
+
+
+def test_what_another_version_did_can_be_kept_or_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, LEFT)
+    before = times(tmp_path)
+    changed_program(monkeypatch, "losses.py")
+    with pytest.raises(MuscleError, match=r"1 of 3 stages in .*, parts/left among them, .* --outdated keep takes them"):
+        run_pipeline(PLAN, tmp_path, 2, Console(file=io.StringIO()), outdated="refuse", record={"run.json": "{}"})
+    assert not (tmp_path / "run.json").exists()
+    run_pipeline(PLAN, tmp_path, 2, Console(file=io.StringIO()), outdated="keep", record={"run.json": "{}"})
+    assert times(tmp_path)["parts/left"] == before["parts/left"]
+    assert (tmp_path / "whole" / "text").read_text() == "a-b"
+    assert (tmp_path / "run.json").read_text() == "{}"
+
+
+def test_reports_and_verbs_decide_no_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, LEFT)
+    for name in ("tables.py", "verbs.py", "hub.py"):
+        changed_program(monkeypatch, name)
+    assert run(tmp_path, LEFT) == ""
+
+
+def test_a_worker_has_a_device_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    stages = [Stage(f"parts/{name}", steps.show_device, {"other": f"parts/{other}"}) for name, other in ("ab", "ba")]
+    run(tmp_path, *stages)
+    assert {(tmp_path / stage.name / "device").read_text() for stage in stages} == {"4", "7"}
 
 
 def test_fingerprint_depends_on_everything_that_decides_the_output() -> None:

@@ -45,7 +45,7 @@ def written(folder: Path, text: str) -> Path:
 
 def test_defaults_are_the_papers() -> None:
     recipe = make_recipe(MINIMAL)
-    assert recipe.lora == LoraSettings(rank=128, alpha=256, dropout=0.0, targets="all-linear")
+    assert recipe.lora == LoraSettings(rank=128, alpha=None, dropout=0.0, targets="all-linear")  # alpha: twice the rank
     training = recipe.training_of("piqa")
     assert (training.learning_rate, training.epochs, training.accumulation) == (1e-4, 10, 8)
     assert (training.warmup_steps, training.weight_decay, training.tokens) == (500, 0, "all")
@@ -64,7 +64,8 @@ def test_groups_are_merged_from_general_to_special(tmp_path: Path) -> None:
         weight="old_right", temperature=1, ce_share=0.5
     )
     assert recipe.alignment_of("piqa", "cross_entropy").weight is None
-    assert recipe.alignment_of("piqa", "old_teacher").weight == "always_old"
+    old_only = recipe.alignment_of("gsm8k", "old_teacher")
+    assert (old_only.weight, old_only.ce_share) == ("always_old", 0)
     assert recipe.models == ("old", "new", "muscle", "old_right", "cross_entropy", "old_teacher")
     assert recipe.new.adapters == {"piqa": "mine", "gsm8k": None}
     assert recipe.old.loaded_from("x").dtype == "bfloat16"
@@ -96,6 +97,18 @@ def test_overrides_come_last(tmp_path: Path) -> None:
         ("training: {epochs: 3, seed: 5}", "training: 3", r":14: training has no keys; write keys below it"),
         ("old_teacher]", "old_teachers]", r":13: controls\[1\]: invalid enum value 'old_teachers'"),
         ("controls: [", "controls: [[", r":14: not YAML"),
+        ("piqa: mine", "pika: mine", r":4: new.adapters.pika is no task; did you mean piqa\?"),
+        (
+            "old_teacher]",
+            "reseeded]",
+            r":4: new.adapters were not trained by this recipe, so that control",
+        ),
+        ("old_teacher]", "cross_entropy]", r":13: controls names one twice"),
+        (
+            "controls: [",
+            "paper_update: Llama1->2\ncontrols: [",
+            r":13: paper_update is no row of the paper; did you mean Llama 1->2\?",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_line(tmp_path: Path, line: str, by: str, message: str) -> None:

@@ -20,7 +20,8 @@ def test_tables_show_what_is_there_and_write_it(tmp_path: Path) -> None:
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "table 4: multiple choice" in shown.stdout
     row = next(line for line in shown.stdout.splitlines() if line.startswith("| muscle"))
-    assert row.split() == "| muscle | 50.00 | 80.00 | 90.00 | +10.00 | 20.00 | -10.00 | -50.00 |".split()
+    cells = [cell for cell in row.split() if cell != "|"]
+    assert cells == ["muscle", "50.00", "80.00", "90.00", "+10.00", "20.00", "-10.00", "-50.00"]
     published = next(line for line in shown.stdout.splitlines() if line.startswith("| paper"))
     assert "74.86" in published
     assert "not evaluated yet: run, piqa: ensemble\n" in shown.stdout

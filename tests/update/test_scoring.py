@@ -2,10 +2,12 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lm_eval.utils
 import numpy as np
 import pytest
 import torch
@@ -15,10 +17,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from muscle.errors import MuscleError
 from muscle.measure import compare
+from muscle.update.ensemble import Ensemble, _MeanWith
 from muscle.update.models import load_task_model, load_tokenizer
 from muscle.update.recipe import Base, EvaluationSettings, TaskModel, TaskSettings
-from muscle.update.scoring import Ensemble, _first_metric, evaluate, flips_on_validation, task_model_lm
+from muscle.update.scoring import _first_metric, evaluate, flips_on_validation, task_model_lm
 from muscle.update.tasks import Task, load_task
+from tests.update import architectures
 
 SETTINGS = EvaluationSettings()
 
@@ -110,6 +114,38 @@ def test_ensemble_generates_by_mean_logits(world: Path) -> None:
             text += " " + tokenizer.convert_ids_to_tokens(token)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "qwen3_moe", "no cache"])
+def test_the_ensemble_reads_on_from_its_cache(architecture: str) -> None:
+    """Against the whole context read anew: padded prompts, windows that have slid, a row that has ended."""
+    other = architectures.build("llama" if architecture == "no cache" else architecture, 12, seed=0)
+    if architecture == "no cache":
+        whole = other.forward
+        other.forward = lambda **inputs: whole(**{**inputs, "use_cache": False})
+    prompts = [[0, 0, 0, 5, 6], [3, 4, 5, 6, 7], [0, 8, 3, 3, 9]]
+    ids, mask = torch.tensor(prompts), torch.tensor([[int(token > 0) for token in prompt] for prompt in prompts])
+    mix, scores = _MeanWith(other, mask), torch.randn(3, 12, generator=torch.manual_seed(0))
+    for step in range(12):  # the windows are 8 tokens wide
+        mixed = mix(ids, scores)
+        for row, prompt in enumerate(prompts):
+            with torch.no_grad():
+                logits = other(input_ids=ids[row : row + 1, prompt.count(0) :]).logits[0, -1]
+            torch.testing.assert_close(mixed[row], (scores[row] + logits) / 2)
+        following = mixed.argmax(-1, keepdim=True)
+        following[0] = following[0] if step < 4 else 0
+        ids = torch.cat([ids, following], 1)
+
+
+def test_the_ensemble_reads_each_token_once(world: Path) -> None:
+    both = Ensemble(model(world, "old"), model(world, "new"), SETTINGS)
+    read: list[int] = []
+    both._old.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    context, mask = both.tok_batch_encode(["how many ?"])
+    both._model_generate(context, context.shape[1] + 3, ["nothing"], attention_mask=mask, min_new_tokens=3)
+    assert read == [context.shape[1], 1, 1]
+
+
 def test_ensemble_refuses_beams(world: Path) -> None:
     both = Ensemble(model(world, "old"), model(world, "new"), SETTINGS)
     context, mask = both.tok_batch_encode(["how many ?"])
@@ -174,6 +210,19 @@ def test_results_name_the_model_and_the_settings(logs: Path) -> None:
     written = results(logs / "scenes" / "new")
     assert (written["model_source"], written["model_name"]) == ("hf", "new")
     assert {key: written["config"][key] for key in ("limit", "draws", "seed")} == {"limit": None, "draws": 1, "seed": 0}
+
+
+def test_evaluation_compiles_each_template_once(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, sums = task_model_lm(model(world, "old"), SETTINGS), task(world, "sums")
+    compiled, compile_template = Counter[str](), lm_eval.utils.env.from_string
+
+    def counted(template: str) -> Any:
+        compiled[template] += 1
+        return compile_template(template)
+
+    monkeypatch.setattr(lm_eval.utils.env, "from_string", counted)
+    evaluate(lm, "old", sums, "test", tmp_path, SETTINGS)
+    assert set(compiled.values()) == {1}
 
 
 def test_validation_split_on_request(world: Path, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Both teachers say what their task model says, on right-padded batches, at every architecture."""
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -112,6 +114,19 @@ def test_a_teacher_keeps_its_own_precision(dtype: torch.dtype, data: TokenizedEx
             mixed = teacher.logits(batch)
         assert plain.dtype == dtype
         assert torch.equal(mixed, plain)
+
+
+def test_a_cache_that_does_not_fit_is_refused(data: TokenizedExamples, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = sum(map(len, data.ids)) * 16 * 4  # hidden size, bytes of a float32
+    model = build("llama", 40, seed=0)
+    assert model.config.hidden_size == 16
+    for free in (needed, needed - 1):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        if free < needed:
+            with pytest.raises(MuscleError, match=r"of 8 texts takes .* more than is free: set `teachers: live`"):
+                CachedTeacher(model, data, COLLATOR)
+        else:
+            CachedTeacher(model, data, COLLATOR)
 
 
 class Shifted(nn.Module):

@@ -161,9 +161,9 @@ def test_steps_and_validations_are_logged(tmp_path: Path) -> None:
     expected = {"loss": total.item() / count.item()} | {name: (s / count).item() for name, s in sums.items()}
     assert {"old_divergence", "new_divergence", "aligned_to_old", "token_accuracy", "cross_entropy"} < set(expected)
 
-    _, result = run(tmp_path / "work", objective=objective, batch_size=3, accumulation=7, epochs=2)
+    _, result = run(tmp_path / "work", objective=objective, batch_size=3, accumulation=7, epochs=3)
     lines = log(tmp_path / "work")
-    assert [line["step"] for line in lines] == [1, 1, 2, 2]
+    assert [line["step"] for line in lines] == [1, 1, 2, 2, 3, 3]
     for name, value in expected.items():
         assert lines[0][name] == pytest.approx(value, rel=1e-4), name
     assert lines[0]["learning_rate"] == 0  # of the step it belongs to: warm-up begins at 0
@@ -254,3 +254,8 @@ def test_any_causal_model_can_be_trained_whole(tmp_path: Path) -> None:
     settings = TrainingSettings(epochs=2, learning_rate=1e-2, batch_size=4, accumulation=1, warmup_steps=0)
     result = train(model, task_objective, settings, TRAINING, VALIDATION, COLLATOR, tmp_path / "work", lambda *_: None)
     assert result.validation_cross_entropy[1] < result.validation_cross_entropy[0]
+
+
+def test_a_training_that_is_all_warm_up_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MuscleError, match=r"training.warmup_steps: 500 of \d+ steps in all, .*: lower it"):
+        run(tmp_path / "work", warmup_steps=500)

@@ -20,9 +20,12 @@ RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", metavar="FILE", help="Recipe whose settings hold [default: the paper's]")
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder that is written.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Stages at a time, each in a process of its own.")]
+Jobs = Annotated[
+    int, typer.Option(min=1, help="Stages at a time, each in a process with its own models, on one CPU thread or GPU.")
+]
 DryRun = Annotated[
-    Literal["tiny"] | None, typer.Option(help="Run every stage with tiny stand-in models of the same architectures.")
+    Literal["tiny"] | None,
+    typer.Option(help="Run every stage on a little of the data, with tiny models of the same architectures."),
 ]
 
 
@@ -38,7 +41,7 @@ def adapt(
     The same command goes on from the last epoch where it was stopped. With several devices: accelerate launch -m
     muscle adapt ...
     """
-    settings = _recipe(recipe, {("old", "base"): base, ("new", "base"): base, ("tasks", task): {}}, set_)
+    settings = _recipe(recipe, {**_bases(base, base), ("tasks", task): {}}, set_)
     from muscle.update.verbs import adapt
 
     adapt(settings, task, out)
@@ -52,7 +55,13 @@ def align(
     old_adapter: Annotated[
         str | None, typer.Option(metavar="ADAPTER", help="Its task adapter [default: the base does the task itself]")
     ] = None,
-    new_adapter: Annotated[str | None, typer.Option(metavar="ADAPTER", help="Task adapter of the new base.")] = None,
+    new_adapter: Annotated[
+        str | None,
+        typer.Option(metavar="ADAPTER", help="That of the new base, where training starts [default: as above]"),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Method of the recipe [default: the only one]")
+    ] = None,
     recipe: RecipeFile = None,
     set_: Set = None,
 ) -> None:
@@ -60,13 +69,12 @@ def align(
 
     The result is an ordinary PEFT adapter: no old model at inference. The same command goes on where it was stopped.
     """
-    given: dict[tuple[str, ...], object] = {("tasks", task): {}}
-    for side, base, adapter in (("old", old, old_adapter), ("new", new, new_adapter)):
-        given |= {(side, "base"): base, (side, "adapters", task): adapter}
+    given = {**_bases(old, new), ("tasks", task): {}}
+    given |= {("old", "adapters"): {task: old_adapter}, ("new", "adapters"): {task: new_adapter}}
     settings = _recipe(recipe, given, set_)
     from muscle.update.verbs import align
 
-    align(settings, task, out)
+    align(settings, task, method, out)
 
 
 def evaluate(
@@ -80,13 +88,14 @@ def evaluate(
     set_: Set = None,
 ) -> None:
     """Evaluate a task model through lm-eval, and write the logs that `muscle compare` reads."""
-    given: dict[tuple[str, ...], object] = {("old", "base"): base, ("new", "base"): base}
+    given = _bases(base, base)
     given |= {("tasks", name): {} for name in task}
+    given |= {("old", "adapters"): {}, ("new", "adapters"): dict.fromkeys(task, adapter)}
     given |= {("evaluation", key): value for key, value in (("draws", draws), ("limit", limit)) if value is not None}
     settings = _recipe(recipe, given, set_)
     from muscle.update.verbs import evaluate
 
-    evaluate(settings, task, adapter, out)
+    evaluate(settings, task, out)
 
 
 def update(
@@ -95,8 +104,12 @@ def update(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run [default: runs/<recipe>]")] = None,
     jobs: Jobs = 1,
     dry_run: DryRun = None,
+    outdated: Annotated[
+        Literal["refuse", "redo", "keep"],
+        typer.Option(help="What becomes of stages that another version of muscle, torch, ... has done."),
+    ] = "refuse",
     push_to_hub: Annotated[
-        str | None, typer.Option(metavar="OWNER", help="Upload the results as OWNER/RUN-TASK-METHOD.")
+        str | None, typer.Option(metavar="OWNER", help="Upload the results, private, as OWNER/RUN-TASK-METHOD.")
     ] = None,
 ) -> None:
     """Run a whole model update: adapters, alignment, controls, evaluation, tables; several tasks.
@@ -110,7 +123,9 @@ def update(
     name = recipe.stem
     if dry_run:
         settings, name = stand_in(settings), f"{name}-dry-run"
-    run_update(settings, out or Path("runs") / name, jobs, _console(), push_to_hub)
+    run_update(settings, out or Path("runs") / name, jobs, _console(), outdated, push_to_hub)
+    if dry_run:
+        print("This was a dry run: every stage is real, but such small models make the figures mean nothing.")
 
 
 def status(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
@@ -168,7 +183,7 @@ def merge(
 def push(
     adapter: Annotated[Path, typer.Argument(help="Folder of an adapter with a model card.")],
     repository: Annotated[str, typer.Argument(help="Repository of the hub: owner/name.")],
-    private: Annotated[bool, typer.Option("--private", help="Make it a private one.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Where it is new, make it private, not public.")] = False,
 ) -> None:
     """Upload an adapter with its model card to the Hugging Face hub."""
     _require()
@@ -195,6 +210,12 @@ def demo(
     from muscle.demo.run import run_demo
 
     run_demo(seed, quick, out, jobs, _console())
+
+
+def _bases(old: str, new: str) -> dict[tuple[str, ...], object]:
+    """What the arguments say of both sides, in place of a recipe's."""
+    sides = (("old", old), ("new", new))
+    return {(side, key): value for side, base in sides for key, value in (("base", base), ("scratch", None))}
 
 
 def _recipe(file: Path | None, given: Mapping[tuple[str, ...], object], overrides: Sequence[str] | None) -> "Recipe":

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec import to_builtins
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from muscle.errors import MuscleError, quoted
@@ -45,9 +45,11 @@ def train_task_adapter(
     """
     processes()  # before any model: it says which device is this process's
     data = _TaskData(base, task, settings)
-    model = add_adapter(load_base(base), lora, settings.seed)
+    loaded = load_base(base)
+    data.check_lengths(loaded, base)
+    model = add_adapter(loaded, lora, settings.seed)
     record = {"lora": lora.as_dict(), "training": settings.as_dict()}
-    _train_and_save(model, task_objective, settings, data, destination, report, [base], record)
+    _train_and_save(model, task_objective, settings, data, destination, report, [TaskModel(base=base)], record)
 
 
 def train_compatibility_adapter(
@@ -80,20 +82,26 @@ def train_compatibility_adapter(
     """
     processes()
     data = _TaskData(new.base, task, settings)
-    objective, flips, bases = task_objective, None, [new.base]
+    objective, flips, models = task_objective, None, [new]
     if old and alignment.weight:
         check_same_tokenizer(old.base, new.base, data.tokenizer, task)
         objective = compatibility(_teacher(old, data, alignment), _teacher(new, data, alignment), alignment)
-        bases = [old.base, new.base]
+        models = [old, new]
     if old and settings.select_by == "flips":
         flips = flips_on_validation(old, task, data.tokenizer, evaluation)
-        bases = [old.base, new.base]
+        models = [old, new]
     if new.adapter is None:
         student = add_adapter(load_base(new.base), lora, settings.seed)
     else:
         student = load_task_model(new, trainable=True)
-    record = {"alignment": alignment.as_dict(), "training": settings.as_dict()}
-    _train_and_save(student, objective, settings, data, destination, report, bases, record, flips)
+    data.check_lengths(student, new.base)
+    record = {
+        "alignment": alignment.as_dict(),
+        "lora": lora.as_dict() if new.adapter is None else None,
+        "training": settings.as_dict(),
+        "evaluation": evaluation.as_dict() if flips else None,
+    }
+    _train_and_save(student, objective, settings, data, destination, report, models, record, flips)
 
 
 def check_same_tokenizer(old: Base, new: Base, new_tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
@@ -136,7 +144,26 @@ class _TaskData:
             TokenizedExamples(task.examples(split, self.tokenizer), self.tokenizer, settings.tokens)
             for split in ("training", "validation")
         )
+        settings_of_texts = ("chat_template", "system_instruction", "validation_share", "train_limit", "seed")
+        self.settings = {"name": task.name, **{name: getattr(task.settings, name) for name in settings_of_texts}}
         self.hash = task.data_hash()
+        if not len(self.training):
+            raise MuscleError(f"task {task.name}: nothing to train on: lower validation_share, or raise train_limit")
+        if not len(self.validation) and task.settings.validation_share != 0:
+            raise MuscleError(
+                f"task {task.name}: no item can be held out for validation, since items with one prompt stay together: "
+                "raise validation_share, or set it to 0 to keep the last epoch"
+            )
+
+    def check_lengths(self, model: nn.Module, base: Base) -> None:
+        """Refuse texts that are longer than the base's window; evaluation cuts them, training would not."""
+        window = getattr(model.config, "max_position_embeddings", None)
+        longest = max(map(len, [*self.training.ids, *self.validation.ids]))
+        if isinstance(window, int) and longest > window:
+            raise MuscleError(
+                f"a training text has {longest} tokens, and {base.base} a window of {window}: leave such items out of "
+                "the data, or choose a base with a longer window"
+            )
 
 
 def _teacher(model: TaskModel, data: _TaskData, alignment: AlignmentSettings) -> Teacher:
@@ -152,18 +179,16 @@ def _train_and_save(
     data: _TaskData,
     destination: Path,
     report: Report,
-    bases: Sequence[Base],
+    models: Sequence[TaskModel],
     record: dict[str, Any],
     flips: Flips | None = None,
 ) -> None:
+    validation = data.validation if len(data.validation) else None
     checkpoints = destination / CHECKPOINTS
-    result = train(
-        model, objective, settings, data.training, data.validation, data.collator, checkpoints, report, flips
-    )
+    result = train(model, objective, settings, data.training, validation, data.collator, checkpoints, report, flips)
     save_adapter(model, destination)
     if processes().is_main_process:
-        record |= {"result": to_builtins(result)}
+        record |= {"task": data.settings, "result": to_builtins(result)}
         (destination / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-        origins = provenance(bases, {"data": data.hash}, record)
+        origins = provenance(models, {"data": data.hash}, record)
         (destination / "provenance.json").write_text(json.dumps(origins, indent=2) + "\n")
-        shutil.rmtree(checkpoints)

@@ -24,8 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from muscle.errors import MuscleError
 from muscle.update.distributed import processes
 from muscle.update.load_errors import explained
-from muscle.update.models import device, load_task_model, load_tokenizer, split_revision
-from muscle.update.recipe import Base, EvaluationSettings, TaskModel
+from muscle.update.models import device, load_task_model, load_tokenizer
+from muscle.update.recipe import Base, EvaluationSettings, TaskModel, split_revision
 
 HF_ARGUMENTS = (
     "add_bos_token",
@@ -58,7 +58,7 @@ def task_model_lm(model: TaskModel, settings: EvaluationSettings) -> LM:
         MuscleError: no such back end, its library is missing, or it cannot do what the model asks for.
     """
     try:
-        kind = _backend(settings.backend)
+        kind = find_backend(settings.backend)
         if kind is HFLM:
             return LocalLM(load_on_device(model), load_tokenizer(model.base), settings)
         return _built(kind, _arguments(kind, model, settings), settings)
@@ -77,7 +77,7 @@ def load_on_device(model: TaskModel) -> nn.Module:
 
 def in_process(settings: EvaluationSettings) -> EvaluationSettings:
     """The settings for a model that must be in this process, whatever evaluates the others."""
-    if _backend(settings.backend) is HFLM:
+    if find_backend(settings.backend) is HFLM:
         return settings
     return msgspec.structs.replace(settings, backend="hf", backend_args={})
 
@@ -120,7 +120,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _backend(name: str) -> type[LM]:
+def find_backend(name: str) -> type[LM]:
+    """lm-eval's class of that name.
+
+    Raises:
+        MuscleError: there is none.
+        ImportError: its library is missing.
+    """
     if name not in model_registry:
         known = sorted(model_registry.keys())
         near = difflib.get_close_matches(name, known, n=1)
@@ -156,7 +162,7 @@ def _arguments(kind: type[LM], model: TaskModel, settings: EvaluationSettings) -
     elif backend == "vllm":
         arguments = {**_engine(model.base), **_vllm(model, settings)}
     elif backend == "sglang":
-        arguments = {**_engine(model.base), "random_seed": settings.seed}
+        arguments = {**_engine(model.base), "random_seed": settings.seed, "add_bos_token": _adds_bos(model.base)}
     else:
         arguments = {"pretrained": model.base.base}
     return {**arguments, **settings.backend_args}
@@ -171,8 +177,16 @@ def _served(kind: type[LM], base: Base, settings: EvaluationSettings) -> dict[st
         "model": name,
         "revision": revision or "main",
         "trust_remote_code": base.trust_remote_code,
+        "add_bos_token": _adds_bos(base),
         "seed": settings.seed,
     }
+
+
+def _adds_bos(base: Base) -> bool:
+    """Whether texts begin with a begin-of-text token, as in training; lm-eval leaves it out for these back ends."""
+    tokenizer = load_tokenizer(base)
+    ids: list[int] = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
 def _engine(base: Base) -> dict[str, Any]:

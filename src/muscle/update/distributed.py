@@ -6,6 +6,7 @@ that has no texts left repeats one that counts for nothing, so that no text is e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,4 +123,15 @@ def save_adapter(model: PeftModel, destination: Path) -> None:
         for name, weight in model.state_dict().items()
         if model.base_model.prefix in name  # the base stays in its shards
     }
-    model.save_pretrained(str(destination), state_dict=weights, is_main_process=process()[0] == 0)
+    main = process()[0] == 0
+    model.save_pretrained(str(destination), state_dict=weights, is_main_process=main)
+    if main:
+        _sort_targets(destination / "adapter_config.json")
+
+
+def _sort_targets(file: Path) -> None:
+    """PEFT writes a set in any order; the same training is to give the same bytes."""
+    config = json.loads(file.read_text())
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -38,8 +38,7 @@ def push(adapter: Path, repo_id: str, *, private: bool) -> str:
         MuscleError: The folder lacks a model card or weights as safetensors, nobody is logged in, or the hub refuses.
     """
     _check_complete(adapter)
-    if get_token() is None:
-        raise MuscleError(f"{repo_id}: no token of the hub: log in with `hf auth login`, or set HF_TOKEN")
+    check_login(repo_id)
     api = HfApi()
     try:
         repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -56,6 +55,16 @@ def push(adapter: Path, repo_id: str, *, private: bool) -> str:
     except HTTPError as error:
         raise MuscleError(f"{repo_id}: the hub cannot be reached ({_first_line(error)}): check the network") from None
     return str(commit.commit_url)
+
+
+def check_login(name: str) -> None:
+    """Refuse where nobody is logged in to the hub.
+
+    Raises:
+        MuscleError: There is no token.
+    """
+    if get_token() is None:
+        raise MuscleError(f"{name}: no token of the hub: log in with `hf auth login`, or set HF_TOKEN")
 
 
 def _check_complete(adapter: Path) -> None:

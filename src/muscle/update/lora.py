@@ -41,7 +41,7 @@ def add_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int) -> PeftMod
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha or 2 * lora.rank,
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         target_parameters=list(lora.target_parameters) or None,

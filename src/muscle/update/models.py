@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash, has_file
 
 from muscle.errors import MuscleError
 from muscle.update.load_errors import explained
-from muscle.update.recipe import Base, TaskModel
+from muscle.update.recipe import Base, TaskModel, split_revision
 
 SAFE_BASE = ("model.safetensors", "model.safetensors.index.json")
 PICKLED_BASE = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -41,12 +40,6 @@ def device() -> torch.device:
     if accelerator is None:
         return torch.device("cpu")
     return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
-
-
-def split_revision(name: str) -> tuple[str, str | None]:
-    """Hub id and revision of `id@revision`; the revision is None where none is named, and of a local folder."""
-    repository, at, revision = name.rpartition("@")
-    return (repository, revision) if at and not Path(name).is_dir() else (name, None)
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:

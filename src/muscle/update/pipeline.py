@@ -1,9 +1,10 @@
 """Stages with resumable, content-addressed outputs, run side by side in a few worker processes.
 
-A stage writes one folder. It is done when that folder holds `stage.json` with the stage's fingerprint: a hash of the
-program, the stage's settings and the fingerprints of the stages it reads. So a second run does only what is missing,
-and a changed setting redoes what depends on it, no more. A stage that does not finish leaves its output in `.partial`;
-of that only the folder CHECKPOINTS is there when the same stage starts again.
+A stage writes one folder. It is done when that folder holds `stage.json` with the stage's fingerprint: a hash of its
+settings and the fingerprints of the stages it reads. So a second run does only what is missing, and a changed setting
+redoes what depends on it, no more. Beside it stands a hash of the program: what another version has done is redone as
+well, unless it is kept on purpose. A stage that does not finish leaves its output in `.partial`; of that only the
+folder CHECKPOINTS is there when the same stage starts again.
 """
 
 from __future__ import annotations
@@ -29,18 +30,21 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from multiprocessing.queues import Queue
 from pathlib import Path
-from queue import Empty
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from muscle import __version__
 from muscle.errors import MuscleError
+from muscle.measure.report.files import replace_whole
+from muscle.update.stage_display import StageDisplay
 
 CHECKPOINTS = "checkpoints"
-"""Folder in a stage's destination from which the stage can go on where it was stopped; the stage removes it."""
+"""Folder in a stage's destination from which the stage goes on where it was stopped; removed when it is done."""
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "datasets", "lm_eval", "rouge_score")
+"""Those whose versions decide what stages write."""
 
 Report = Callable[[float, str], None]
 """Told the share done in [0, 1] and a few words."""
@@ -60,40 +64,69 @@ class Stage:
     """Keyword of the function -> name of the stage whose folder it gets."""
 
 
-def run_pipeline(stages: Sequence[Stage], root: Path, jobs: int, console: Console, threads: int = 1) -> None:
-    """Run every stage that is not done yet, up to `jobs` at a time.
+Outdated = Literal["redo", "keep", "refuse"]
+"""What becomes of stages that another version of the program, or of a library, has done."""
+
+
+def run_pipeline(
+    stages: Sequence[Stage],
+    root: Path,
+    jobs: int,
+    console: Console,
+    outdated: Outdated = "redo",
+    record: Mapping[str, str] | None = None,
+) -> None:
+    """Run every stage that is not done yet, up to `jobs` at a time, each on one thread.
 
     Args:
         stages: In an order in which inputs come before the stages that read them.
         root: Folder of all outputs; made if missing.
         jobs: Number of worker processes.
         console: Where progress is shown: bars on a terminal, a line per stage elsewhere.
-        threads: Threads of each worker's arithmetic. One gives the same sums on every machine.
+        outdated: Whether to do again what another version did, to keep it, or to refuse to choose.
+        record: Files to write into `root` before all else, by name: what is run there.
 
     Raises:
-        MuscleError: A folder of that name is not a stage's, another run is at work in `root`, a stage failed, or a
-            worker died, for lack of memory as a rule.
+        MuscleError: A folder of that name is not a stage's, another run is at work in `root`, a stage is outdated and
+            that is refused, a stage failed, or a worker died, for lack of memory as a rule.
     """
     root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(root / ".lock", timeout=0):  # the system frees it however a run ends
-            _run_missing(stages, root, jobs, console, threads)
+            missing = _missing(stages, root, outdated)
+            for name, text in (record or {}).items():
+                replace_whole(root / name, text.encode())
+            if missing:
+                _run_missing(stages, missing, root, jobs, console)
     except Timeout:
         raise MuscleError(f"another run is at work in {root}: wait for it, or choose another folder") from None
 
 
-def _run_missing(stages: Sequence[Stage], root: Path, jobs: int, console: Console, threads: int) -> None:
-    fingerprints = fingerprint(stages)
+def _missing(stages: Sequence[Stage], root: Path, outdated: Outdated) -> dict[str, Stage]:
+    """The stages to run, by name."""
     _refuse_foreign_folders(stages, root)
-    missing = {stage.name: stage for stage in stages if not _is_done(root / stage.name, fingerprints[stage.name])}
-    if not missing:
-        return
+    status = {found.name: found.state for found in pipeline_status(stages, root)}
+    old = [name for name, state in status.items() if state == "outdated"]
+    if old and outdated == "refuse":
+        raise MuscleError(
+            f"{len(old)} of {len(stages)} stages in {root}, {old[0]} among them, were done by another version of "
+            "muscle or its libraries: --outdated redo runs them again, --outdated keep takes them as they are"
+        )
+    kept = {"done", "outdated"} if outdated == "keep" else {"done"}
+    return {stage.name: stage for stage in stages if status[stage.name] not in kept}
+
+
+def _run_missing(stages: Sequence[Stage], missing: dict[str, Stage], root: Path, jobs: int, console: Console) -> None:
+    fingerprints, program = fingerprint(stages), _program(stages)
     context = multiprocessing.get_context("spawn")
     news: Queue[tuple[str, float, str]] = context.Queue()
-    with _Display(len(stages), len(stages) - len(missing), news, console) as display:
-        executor = ProcessPoolExecutor(min(jobs, len(missing)), context, _start_worker, (news, threads))
+    numbers: Queue[int] = context.Queue()
+    for number in range(jobs):
+        numbers.put(number)
+    with StageDisplay(len(stages), len(stages) - len(missing), news, console) as display:
+        executor = ProcessPoolExecutor(min(jobs, len(missing)), context, _start_worker, (news, numbers))
         try:
-            _run_ready(missing, fingerprints, root, executor, jobs, display)
+            _run_ready(missing, fingerprints, program, root, executor, jobs, display)
         except BrokenProcessPool:
             raise MuscleError(
                 "a worker process was killed, probably for lack of memory: free some, or use --jobs 1, and run the "
@@ -114,20 +147,21 @@ class StageStatus:
     """How far a stage is."""
 
     name: str
-    state: Literal["done", "changed", "stopped", "missing"]
-    """changed: done with other settings or by another version, so it will run again; stopped: begun, not finished."""
+    state: Literal["done", "outdated", "changed", "stopped", "missing"]
+    """outdated: done by another version of the program; changed: done with other settings; stopped: begun only."""
     seconds: float | None
     """That it took, where it is done."""
 
 
 def pipeline_status(stages: Sequence[Stage], root: Path) -> list[StageStatus]:
     """How far each stage of a run is."""
-    fingerprints = fingerprint(stages)
+    fingerprints, program = fingerprint(stages), _program(stages)
     statuses = []
     for stage in stages:
         record = _record(root / stage.name)
         if record.get("fingerprint") == fingerprints[stage.name]:
-            statuses.append(StageStatus(stage.name, "done", record.get("seconds")))
+            state: Literal["done", "outdated"] = "done" if record.get("program") == program else "outdated"
+            statuses.append(StageStatus(stage.name, state, record.get("seconds")))
         elif (root / ".partial" / stage.name).exists():
             statuses.append(StageStatus(stage.name, "stopped", None))
         else:
@@ -138,10 +172,8 @@ def pipeline_status(stages: Sequence[Stage], root: Path) -> list[StageStatus]:
 def fingerprint(stages: Sequence[Stage]) -> dict[str, str]:
     """Fingerprint of each stage, by name."""
     known: dict[str, str] = {}
-    program = _program(stages)
     for stage in stages:
         content = {
-            "program": program,
             "name": stage.name,
             "function": f"{stage.function.__module__}:{stage.function.__qualname__}",
             "settings": stage.settings,
@@ -152,15 +184,24 @@ def fingerprint(stages: Sequence[Stage]) -> dict[str, str]:
 
 
 def _program(stages: Sequence[Stage]) -> str:
-    """Hash of this package, of those that the stages' functions are from, and of the libraries underneath."""
+    """Hash of the code that stages run, of the project's task definitions, and of the libraries underneath.
+
+    Reports and the command line are left out: they decide no adapter and no log.
+    """
     digest = hashlib.sha256()
-    for package in sorted({Path(__file__).parent, *(Path(inspect.getfile(stage.function)).parent for stage in stages)}):
-        for path in sorted(package.rglob("*")):
-            if path.suffix in {".py", ".yaml"}:
-                digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
-    for library in ("torch", "transformers", "peft", "lm_eval"):
+    folders = {*_PROGRAM, *(Path(inspect.getfile(stage.function)).parent for stage in stages)}
+    files = [path for folder in sorted(folders) for path in sorted(folder.glob("*")) if path.suffix in {".py", ".yaml"}]
+    for path in [*files, _MUSCLE / "measure" / "similarity.py"]:
+        if path.name not in _DECIDES_NOTHING:
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for library in LIBRARIES:
         digest.update(f"{library} {version(library)}".encode())
     return digest.hexdigest()
+
+
+_MUSCLE = Path(__file__).parents[1]
+_PROGRAM = (_MUSCLE / "update", _MUSCLE / "recipes" / "tasks")
+_DECIDES_NOTHING = frozenset({"hub.py", "provenance.py", "recipe_file.py", "run.py", "verbs.py", "pipeline.py"})
 
 
 def _refuse_foreign_folders(stages: Sequence[Stage], root: Path) -> None:
@@ -169,10 +210,6 @@ def _refuse_foreign_folders(stages: Sequence[Stage], root: Path) -> None:
         folder = root / stage.name
         if folder.exists() and not (folder / "stage.json").exists():
             raise MuscleError(f"{folder} exists and was not written by this pipeline: choose another folder")
-
-
-def _is_done(folder: Path, expected: str) -> bool:
-    return _record(folder).get("fingerprint") == expected
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -187,10 +224,11 @@ def _record(folder: Path) -> dict[str, Any]:
 def _run_ready(
     missing: dict[str, Stage],
     fingerprints: Mapping[str, str],
+    program: str,
     root: Path,
     executor: ProcessPoolExecutor,
     jobs: int,
-    display: _Display,
+    display: StageDisplay,
 ) -> None:
     """Keep the workers busy with stages whose inputs are there. Empties `missing`."""
     waiting, running = dict(missing), dict[Future[float], str]()
@@ -199,25 +237,28 @@ def _run_ready(
         for stage in ready[: jobs - len(running)]:
             del waiting[stage.name]
             display.start(stage.name)
-            running[executor.submit(_run_stage, stage, fingerprints[stage.name], root)] = stage.name
+            running[executor.submit(_run_stage, stage, fingerprints[stage.name], program, root)] = stage.name
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             name = running.pop(future)
             try:
                 display.finish(name, seconds=future.result())
-            except (MuscleError, BrokenProcessPool):
-                raise
-            except Exception as error:
+            except _StageError as error:
                 log = root / ".partial" / name / "stage.log"
-                raise MuscleError(f"stage {name} failed ({type(error).__name__}: {error}): see {log}") from error
+                raise MuscleError(f"stage {name} failed ({error}): see {log}") from None
+            except MuscleError as error:
+                raise MuscleError(f"stage {name}: {error}") from None
             del missing[name]
 
 
 _news: Queue[tuple[str, float, str]]
 
 
-def _start_worker(news: Queue[tuple[str, float, str]], threads: int) -> None:
+def _start_worker(news: Queue[tuple[str, float, str]], numbers: Queue[int]) -> None:
     global _news  # a worker process can get its queue only here
     _news = news
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if len(devices) > 1:  # a device for each worker, chosen before torch looks for them
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[numbers.get() % len(devices)]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -230,21 +271,33 @@ def _start_worker(news: Queue[tuple[str, float, str]], threads: int) -> None:
     tqdm = importlib.import_module("tqdm").tqdm
     tqdm.set_lock(threading.RLock())  # its own lock is a semaphore, which a terminated process would leave behind
     torch = importlib.import_module("torch")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # stages run side by side; and one thread gives the same sums everywhere
 
 
-def _run_stage(stage: Stage, expected: str, root: Path) -> float:
+class _StageError(Exception):
+    """What a stage did not foresee, as text: not every exception survives the way to another process."""
+
+
+def _run_stage(stage: Stage, expected: str, program: str, root: Path) -> float:
     """Run one stage in a worker; its folder appears whole or not at all. Returns its seconds."""
     started = time.perf_counter()
     partial, final, replaced = (root / part / stage.name for part in (".partial", ".", ".replaced"))
     shutil.rmtree(replaced, ignore_errors=True)
     _keep_checkpoints(partial, expected)
     folders = {keyword: root / name for keyword, name in stage.inputs.items()}
-    with _output_to(partial / "stage.log"):
-        stage.function(partial, lambda share, words: _news.put((stage.name, share, words)), **stage.settings, **folders)
+    try:
+        with _output_to(partial / "stage.log"):
+            report: Report = lambda share, words: _news.put((stage.name, share, words))  # noqa: E731
+            stage.function(partial, report, **stage.settings, **folders)
+    except MuscleError:
+        raise
+    except Exception as error:
+        raise _StageError(f"{type(error).__name__}: {error}") from None
+    shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
     seconds = time.perf_counter() - started
     record = {
         "fingerprint": expected,
+        "program": program,
         "settings": dict(stage.settings),
         "inputs": dict(stage.inputs),
         "muscle": __version__,
@@ -292,57 +345,3 @@ def _output_to(file: Path) -> Iterator[None]:
         for number, descriptor in enumerate(before, 1):
             os.dup2(descriptor, number)
             os.close(descriptor)
-
-
-class _Display:
-    """Progress bars on a terminal; elsewhere one line for each finished stage."""
-
-    def __init__(self, total: int, done: int, news: Queue[tuple[str, float, str]], console: Console) -> None:
-        self._console, self._news = console, news
-        self._progress = Progress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[words]}"),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._total, self._done = total, done
-        self._overall = self._progress.add_task("all stages", total=total, completed=done, words=f"{done}/{total}")
-        self._bars: dict[str, TaskID] = {}
-        self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-
-    def __enter__(self) -> _Display:
-        self._progress.start()
-        self._listener.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._listener.join(timeout=1)  # a worker that was killed may have left half a message, which never ends
-        self._progress.stop()
-
-    def start(self, name: str) -> None:
-        with self._lock:
-            self._bars[name] = self._progress.add_task(name, total=1.0, words="")
-
-    def finish(self, name: str, seconds: float) -> None:
-        with self._lock:
-            self._progress.remove_task(self._bars.pop(name))
-        self._done += 1
-        self._progress.update(self._overall, completed=self._done, words=f"{self._done}/{self._total}")
-        if not self._console.is_terminal:
-            self._console.print(f"[{self._done}/{self._total}] {name}: {seconds:.1f} s", markup=False, highlight=False)
-
-    def _listen(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                name, share, words = self._news.get(timeout=0.2)
-            except Empty:
-                continue
-            with self._lock:
-                if (bar := self._bars.get(name)) is not None:
-                    self._progress.update(bar, completed=share, words=words)

@@ -17,7 +17,16 @@ import muscle.recipes
 from muscle.update import stages
 from muscle.update.pipeline import Stage
 from muscle.update.provenance import digest
-from muscle.update.recipe import CONTROL_ALIGNMENTS, TASK_GROUPS, Recipe, Side, Split, TrainingSettings, merged
+from muscle.update.recipe import (
+    CONTROL_ALIGNMENTS,
+    TASK_GROUPS,
+    Recipe,
+    Side,
+    Split,
+    TrainingSettings,
+    merged,
+    split_revision,
+)
 
 RESEED = 1000
 """Added to the seed of the new adapter that is trained again: the flips that nothing but chance makes."""
@@ -34,10 +43,17 @@ class Plan:
         recipe: The update.
         produced: Names of stages that write the "old" or the "new" base, or the "tasks" folder with lm-eval's YAML
             files, in place of what the recipe names.
+        commits: The hub's commit of each base and adapter that the recipe names, so that all stages read the same.
     """
 
-    def __init__(self, recipe: Recipe, produced: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        produced: Mapping[str, str] | None = None,
+        commits: Mapping[str, str] | None = None,
+    ) -> None:
         self._recipe = recipe
+        self._commits = commits or {}
         self._sides: dict[SideName, Side] = {"old": recipe.old, "new": recipe.new}
         self._produced = dict(produced or {})
         self._produced |= {name: f"bases/{name}" for name, side in self._sides.items() if side.scratch}
@@ -45,7 +61,7 @@ class Plan:
 
     def stages(self) -> list[Stage]:
         """All of them, each after those that it reads."""
-        recipe, plan = self._recipe, self.base_stages()
+        recipe, plan = self._recipe, [*self._check_stages(), *self.base_stages()]
         for task in recipe.tasks:
             plan += self.task_adapter_stages(task)
             trained = [*recipe.methods, *(name for name in recipe.controls if name in CONTROL_ALIGNMENTS)]
@@ -54,12 +70,24 @@ class Plan:
             plan += [self._package_stage(task, method) for method in recipe.methods]
         return plan
 
+    def _check_stages(self) -> list[Stage]:
+        """What finds a mistake in a task before hours of training do."""
+        return [
+            Stage(
+                f"checks/{task}",
+                stages.check_task,
+                {"task": self._tasks[task], "backend": self._recipe.evaluation_of(task).backend},
+                self._tasks_folder(),
+            )
+            for task in self._recipe.tasks
+        ]
+
     def base_stages(self) -> list[Stage]:
         """The tokenizer and the bases that are pretrained from scratch."""
         schooled = {name: side.scratch for name, side in self._sides.items() if side.scratch}
         if not schooled:
             return []
-        inputs, common = self._tasks_folder(), {"tasks": self._tasks}
+        inputs, common = self._tasks_folder(), {"tasks": {name: self._without_shots(name) for name in self._tasks}}
         vocabulary = max(scratch.vocabulary for scratch in schooled.values())
         tokenizer = Stage("bases/tokenizer", stages.train_tokenizer, {"vocabulary": vocabulary, **common}, inputs)
         inputs = {"tokenizer": tokenizer.name, **inputs}
@@ -84,7 +112,7 @@ class Plan:
     def _task_adapter_stage(self, task: str, model: str, side: Side, training: TrainingSettings) -> Stage:
         name: SideName = "old" if side is self._sides["old"] else "new"
         settings = {
-            "task": self._tasks[task],
+            "task": self._without_shots(task),
             "model": self._model(name),
             "lora": self._recipe.lora_of(task).as_dict(),
             "training": training.as_dict(),
@@ -96,12 +124,14 @@ class Plan:
         """A compatibility adapter or a trained control."""
         alignment, training = self._recipe.alignment_of(task, method), self._recipe.alignment_training_of(task)
         flips = training.select_by == "flips"
-        sides: tuple[SideName, ...] = ("old", "new") if alignment.weight or flips else ("new",)
+        fresh = self._sides["new"].adapters.get(task, "") is None
+        reads_old = alignment.weight or flips
+        sides: tuple[SideName, ...] = ("old", "new") if reads_old else ("new",)
         settings: dict[str, Any] = {side: self._model(side, task) for side in sides}
-        settings |= {
-            "task": self._tasks[task],
-            "alignment": alignment.as_dict(),
-            "lora": self._recipe.lora_of(task).as_dict(),
+        settings |= {  # what this method does not read is left out, so that it can change
+            "task": self._tasks[task] if reads_old else self._without_shots(task),
+            "alignment": alignment.as_dict() if alignment.weight else {"weight": None},
+            "lora": self._recipe.lora_of(task).as_dict() if fresh else {},
             "training": training.as_dict(),
             "evaluation": self._recipe.evaluation_of(task).as_dict() if flips else {},
         }
@@ -144,17 +174,30 @@ class Plan:
         settings = self._recipe.tasks[name].as_dict()
         for group in TASK_GROUPS:
             del settings[group]
-        folders = [PROJECT_TASKS, *([Path(self._recipe.data) / name] if self._recipe.data else [])]
-        folders += [Path(settings["include_path"])] if settings["include_path"] else []
-        return {"name": name, "settings": settings, "data": self._recipe.data, "files": _files_digest(folders)}
+        definitions = [PROJECT_TASKS, *([Path(settings["include_path"])] if settings["include_path"] else [])]
+        data = Path(self._recipe.data) / name if self._recipe.data else None
+        files = _files_digest(definitions, data if data and data.is_dir() else None)
+        return {"name": name, "settings": settings, "data": self._recipe.data, "files": files}
+
+    def _without_shots(self, task: str) -> dict[str, Any]:
+        """A task as it is trained on: its texts have no shots, so other shots train nothing again."""
+        whole = self._tasks[task]
+        return {**whole, "settings": {**whole["settings"], "num_fewshot": 0}}
 
     def _model(self, side: SideName, task: str | None = None) -> dict[str, Any]:
         """A side's base, and its adapter for the task if that is there already; None is what a stage writes."""
         chosen = self._sides[side]
-        base = chosen.loaded_from(chosen.base or "").as_dict()
         adapter = chosen.adapters.get(task) if task else None
         local = [path for path in (chosen.base, adapter) if path and Path(path).is_dir()]
-        return {"base": base, "adapter": adapter, "files": [digest(path) for path in local]}
+        return {
+            "base": chosen.loaded_from(self._pinned(chosen.base or "")).as_dict(),
+            "adapter": self._pinned(adapter) if adapter else None,
+            "files": [digest(path) for path in local],
+        }
+
+    def _pinned(self, model: str) -> str:
+        """A hub id with the commit that it is read at."""
+        return f"{split_revision(model)[0]}@{self._commits[model]}" if model in self._commits else model
 
     def _inputs(self, task: str, sides: Iterable[SideName]) -> dict[str, str]:
         """What stages write of the task models of some sides."""
@@ -172,11 +215,11 @@ class Plan:
         return {keyword: self._produced[what]} if what in self._produced else {}
 
 
-def _files_digest(folders: Iterable[Path]) -> str | None:
-    """Hash of the files of task definitions and their data, so that a changed file runs again what read it."""
+def _files_digest(definitions: Iterable[Path], data: Path | None) -> str:
+    """Hash of task definitions and local data, so that a changed file runs again what read it."""
     found = hashlib.sha256()
-    paths = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
-    for path in paths:
-        if "__pycache__" not in path.parts:
-            found.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest() if paths else None
+    files = [(folder, path) for folder in definitions for path in folder.rglob("*") if path.suffix in {".yaml", ".py"}]
+    files += [(data, path) for path in data.glob("*")] if data else []
+    for folder, path in sorted(files):
+        found.update(path.relative_to(folder).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()

@@ -13,7 +13,7 @@ from typing import Any
 
 from muscle import __version__
 from muscle.errors import MuscleError
-from muscle.update.recipe import Base
+from muscle.update.recipe import TaskModel
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets", "lm_eval")
 
@@ -25,22 +25,22 @@ _DECISIVE = (
 _MIB = 1 << 20
 
 
-def provenance(bases: Sequence[Base], data: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(models: Sequence[TaskModel], data: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What to store beside an adapter, as plain JSON values.
 
     There is no date, user or path in it, so that the same inputs give the same bytes.
 
     Args:
-        bases: Every base that was read, the adapter's own last.
+        models: Every model that was read, the adapter's own last.
         data: Hashes of the data, by name.
         settings: Everything that was chosen, seeds included.
 
     Raises:
-        MuscleError: A base is not there any more.
+        MuscleError: A model is not there any more.
     """
     return {
         "muscle": __version__,
-        "bases": [_described(base) for base in bases],
+        "models": [_described(model) for model in models],
         "data": dict(data),
         "settings": dict(settings),
         "python": ".".join(map(str, sys.version_info[:3])),
@@ -67,11 +67,16 @@ def digest(model: str) -> str:
     return f"commit:{_commit(model)}"
 
 
-def _described(base: Base) -> dict[str, Any]:
-    is_local = Path(base.base).is_dir()
-    name = Path(base.base).resolve().name if is_local else base.base
-    loading = {key: value for key, value in base.as_dict().items() if key != "base"}
-    return {"base": name, "digest": digest(base.base), **loading}
+def _described(model: TaskModel) -> dict[str, Any]:
+    loading = {key: value for key, value in model.base.as_dict().items() if key != "base"}
+    base = {"base": _name(model.base.base), "digest": digest(model.base.base), **loading}
+    if model.adapter is None:
+        return base
+    return {**base, "adapter": _name(model.adapter), "adapter_digest": digest(model.adapter)}
+
+
+def _name(model: str) -> str:
+    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def _folder_hash(folder: Path) -> str:

@@ -6,6 +6,7 @@ A recipe is a YAML file with the fields of `Recipe`; `recipe_file.read_recipe` r
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -49,6 +50,12 @@ class Base(Loading, frozen=True, kw_only=True):
     """Hub id, hub id@revision, or local folder."""
 
 
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Hub id and revision of `id@revision`; the revision is None where none is named, and of a local folder."""
+    repository, at, revision = name.rpartition("@")
+    return (repository, revision) if at and not Path(name).is_dir() else (name, None)
+
+
 class TaskModel(Settings, frozen=True, kw_only=True):
     """A model that does a task: a base with its adapter, or a base that was fine-tuned whole."""
 
@@ -80,7 +87,7 @@ class Scratch(Settings, frozen=True, kw_only=True):
     length: Count = 128
     """Tokens per row."""
     learning_rate: Positive = 3e-3
-    """Its peak, after 50 steps; a cosine falls to zero."""
+    """Its peak, after 50 steps, or a third of fewer than 150; a cosine falls to zero."""
     text_share: Share = 1.0
     """Share of the training texts that this base reads: the first ones of a shuffle that both bases have in common."""
     seed: Number = 0
@@ -109,8 +116,8 @@ class LoraSettings(Settings, frozen=True, kw_only=True):
 
     rank: Count = 128
     """r, the inner width."""
-    alpha: Positive = 256
-    """Scale: alpha / r times the adapter's output, with rslora alpha / sqrt(r)."""
+    alpha: Positive | None = None
+    """Scale: alpha / r times the adapter's output, with rslora alpha / sqrt(r); null is twice the rank."""
     dropout: Share = 0.0
     """Of the adapter's input, in training."""
     targets: str | tuple[str, ...] = "all-linear"
@@ -140,8 +147,8 @@ class TrainingSettings(Settings, frozen=True, kw_only=True):
     """Of the adapter's weights."""
     optimizer: str = "adamw_torch"
     """One of transformers' optimisers (chosen here)."""
-    schedule: str = "cosine"
-    """One of transformers' learning-rate schedules (chosen here)."""
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Of the learning rate, to zero or constant (chosen here)."""
     max_grad_norm: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     """Gradient clipping (chosen here); 0 is none."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -294,7 +301,7 @@ class Recipe(Settings, frozen=True, kw_only=True):
 
 CONTROL_ALIGNMENTS: dict[str, Mapping[str, Any]] = {
     "cross_entropy": {"weight": None},
-    "old_teacher": {"weight": "always_old"},
+    "old_teacher": {"weight": "always_old", "ce_share": 0.0},
 }
 """The controls that train an adapter as methods do."""
 

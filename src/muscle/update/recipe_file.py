@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from muscle.update.recipe import (
     TaskSettings,
     TrainingSettings,
 )
+from muscle.update.report.paper import TABLE_9
 
 KeyPath = tuple[str, ...]
 """The keys from the top of a recipe to a value."""
@@ -96,7 +97,7 @@ def make_recipe(
         raise MuscleError(f"{source}: has no keys; write the fields of a recipe, such as old, new and tasks")
     plain = msgspec.to_builtins(content, str_keys=True)
     for path, value in (given or {}).items():
-        if value != {} or path[-1] not in (plain.get(path[0]) or {}):  # an empty group leaves what is there
+        if path[0] != "tasks" or path[-1] not in (plain.get("tasks") or {}):  # a task that is there stays as it is
             _put(plain, path, value)
     for override in overrides:
         path, value = _parsed(override)
@@ -155,11 +156,7 @@ class _Checker:
         for key, value in content.items():
             inner = (*path, key)
             if key not in settings.__struct_fields__:
-                close = difflib.get_close_matches(key, settings.__struct_fields__, n=1)
-                known = ", ".join(settings.__struct_fields__)
-                raise self.error(
-                    inner, f" is no setting; {f'did you mean {close[0]}?' if close else f'there are {known}'}"
-                )
+                raise self.error(inner, f" is no setting; {_hint(key, settings.__struct_fields__)}")
             if key in _NAMED_GROUPS:
                 content[key] = value or {}
                 for name in self._mapping(content[key], inner):
@@ -189,7 +186,27 @@ class _Checker:
         for method in recipe.methods:
             if method in NAMES_OF_MODELS:
                 raise self.error(("methods", method), ": that name is taken; choose another")
+        self._check_adapters(recipe)
+        if recipe.paper_update is not None and recipe.paper_update not in TABLE_9:
+            raise self.error(("paper_update",), f" is no row of the paper; {_hint(recipe.paper_update, TABLE_9)}")
+        if len(set(recipe.controls)) < len(recipe.controls):
+            raise self.error(("controls",), " names one twice; remove one")
         for group, names in (("tasks", recipe.tasks), ("methods", recipe.methods)):
             for name in names:
                 if "/" in name or name.startswith("."):
                     raise self.error((group, name), " cannot name a folder; choose another name")
+
+    def _check_adapters(self, recipe: Recipe) -> None:
+        """Adapters are for tasks that there are; one that another made cannot be made again with another seed."""
+        for name, side in (("old", recipe.old), ("new", recipe.new)):
+            for task in side.adapters:
+                if task not in recipe.tasks:
+                    raise self.error((name, "adapters", task), f" is no task; {_hint(task, recipe.tasks)}")
+        if "reseeded" in recipe.controls and recipe.new.adapters:
+            at = ("new", "adapters")
+            raise self.error(at, " were not trained by this recipe, so that control reseeded is none; leave it out")
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -12,13 +14,17 @@ from rich.console import Console
 from muscle import __version__
 from muscle.errors import MuscleError
 from muscle.measure.report.terminal import new_table, say
-from muscle.update.pipeline import pipeline_status, run_pipeline
+from muscle.update.pipeline import Outdated, pipeline_status, run_pipeline
 from muscle.update.plan import Plan
-from muscle.update.recipe import Recipe, Scratch, Side, merged
-from muscle.update.report.study import RECORD, recipe_of
+from muscle.update.provenance import digest
+from muscle.update.recipe import Recipe, Scratch, Side, merged, split_revision
+from muscle.update.report.study import RECORD, collect, recipe_of
+from muscle.update.report.tables import print_tables
 
 
-def run_update(recipe: Recipe, root: Path, jobs: int, console: Console, owner: str | None = None) -> None:
+def run_update(
+    recipe: Recipe, root: Path, jobs: int, console: Console, outdated: Outdated = "refuse", owner: str | None = None
+) -> None:
     """Run what is missing of an update and show its tables.
 
     Args:
@@ -26,26 +32,74 @@ def run_update(recipe: Recipe, root: Path, jobs: int, console: Console, owner: s
         root: Folder of the run; made if missing. A run of another recipe there is brought up to this one.
         jobs: Stages at a time.
         console: Where progress and tables are shown.
+        outdated: What becomes of stages that another version of the program has done.
         owner: Of the hub's repositories that the results are uploaded to; None uploads nothing.
 
     Raises:
-        MuscleError: `root` holds something else, or a stage failed.
+        MuscleError: `root` holds something else, a base or task cannot be had, or a stage failed.
     """
-    _claim(root, recipe)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    run_pipeline(Plan(recipe).stages(), root, jobs, console, threads)
-    from muscle.update.report.study import collect
-    from muscle.update.report.tables import print_tables
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise MuscleError("muscle update starts its own processes: run it without a launcher, with --jobs")
+    if owner:
+        from muscle.update import hub  # it loads torch, which --help of a run's status does without
 
+        hub.check_login(owner)
+    recipe = located(recipe)
+    _check_root(root)
+    commits = pins(recipe, _record(root).get("commits", {}))
+    record = json.dumps({"muscle": __version__, "recipe": recipe.as_dict(), "commits": commits}, indent=2) + "\n"
+    run_pipeline(Plan(recipe, commits=commits).stages(), root, jobs, console, outdated, {RECORD: record})
     print_tables(collect([root]), console)
     for task in recipe.tasks:
         for method in recipe.methods:
-            say(console, f"adapter   {root / 'models' / task / method}")
+            folder = root / "models" / task / method
+            say(console, f"adapter   {folder}")
             if owner:
-                from muscle.update.hub import push
-
                 repository = f"{owner}/{root.resolve().name}-{task}-{method}"
-                say(console, f"uploaded  {push(root / 'models' / task / method, repository, private=True)}")
+                say(console, f"uploaded  {hub.push(folder, repository, private=True)}")
+
+
+def located(recipe: Recipe) -> Recipe:
+    """The recipe with its local paths from the root, so that it means the same from every folder.
+
+    Raises:
+        MuscleError: The data's folder is not there.
+    """
+    if recipe.data is not None and not Path(recipe.data).is_dir():
+        raise MuscleError(f"data: no folder {recipe.data}: correct it, or leave it out to use the hub's")
+    sides = {
+        name: msgspec.structs.replace(
+            side,
+            base=_located(side.base),
+            adapters={task: _located(adapter) for task, adapter in side.adapters.items()},
+        )
+        for name, side in (("old", recipe.old), ("new", recipe.new))
+    }
+    tasks = {name: merged(task, {"include_path": _located(task.include_path)}) for name, task in recipe.tasks.items()}
+    return msgspec.structs.replace(recipe, data=_located(recipe.data), tasks=tasks, **sides)
+
+
+def _located(path: str | None) -> str | None:
+    return path if path is None or not Path(path).is_dir() else str(Path(path).resolve())
+
+
+def pins(recipe: Recipe, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The hub's commit of each base and adapter that the recipe names.
+
+    Args:
+        recipe: With local paths located.
+        known: Commits that an earlier start of the same run has read: they stay.
+
+    Raises:
+        MuscleError: One is neither a local folder nor a model of the hub.
+    """
+    named = [model for side in (recipe.old, recipe.new) for model in (side.base, *side.adapters.values()) if model]
+    known = known or {}
+    return {
+        model: known.get(model) or digest(model).removeprefix("commit:")
+        for model in dict.fromkeys(named)
+        if not Path(model).is_dir()
+    }
 
 
 def print_status(root: Path, console: Console) -> None:
@@ -54,7 +108,8 @@ def print_status(root: Path, console: Console) -> None:
     Raises:
         MuscleError: `root` is no run of a recipe.
     """
-    statuses = pipeline_status(Plan(recipe_of(root)).stages(), root)
+    recipe = recipe_of(root)
+    statuses = pipeline_status(Plan(recipe, commits=_record(root).get("commits", {})).stages(), root)
     table = new_table(console)
     table.add_column("stage", no_wrap=True)
     table.add_column("state")
@@ -107,7 +162,6 @@ def _architecture(side: Side) -> str:
     from transformers import AutoConfig
 
     from muscle.update.load_errors import explained
-    from muscle.update.models import split_revision
 
     assert side.base is not None
     name, revision = split_revision(side.base)
@@ -116,12 +170,18 @@ def _architecture(side: Side) -> str:
     return str(config.model_type)
 
 
-def _claim(root: Path, recipe: Recipe) -> None:
-    record = root / RECORD
+def _check_root(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if not record.exists() and any(root.iterdir()):
+        if not (root / RECORD).exists() and any(path.name != ".lock" for path in root.iterdir()):
             raise MuscleError(f"{root} holds something else: choose a new or empty folder with --out")
-        record.write_text(json.dumps({"muscle": __version__, "recipe": recipe.as_dict()}, indent=2) + "\n")
     except OSError as error:
         raise MuscleError(f"{root} cannot be used ({error.strerror}): choose another folder with --out") from None
+
+
+def _record(root: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((root / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

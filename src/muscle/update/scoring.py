@@ -1,4 +1,4 @@
-"""Evaluation through lm-eval, written as its own samples logs; and the ensemble that one model is held to."""
+"""Evaluation through lm-eval, written as its own samples logs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from lm_eval.api.model import LM
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.api_models import TemplateAPI
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from muscle.errors import MuscleError
 from muscle.update.backends import LocalLM, in_process, load_on_device, one_line, task_model_lm
+from muscle.update.ensemble import Ensemble
 from muscle.update.models import device, load_tokenizer
+from muscle.update.prompts import templates_compiled_once
 from muscle.update.recipe import EvaluationSettings, Split, TaskModel
 from muscle.update.tasks import Task
 
@@ -67,15 +69,16 @@ def _run(lm: LM, task: Task, split: Split, settings: EvaluationSettings, draw: i
     if settings.draws > 1:
         _sample(lm, evaluated, settings, seed)
     # Not simple_evaluate, which spends seconds on each call describing the machine.
-    results: dict[str, Any] | None = lm_eval.evaluate(
-        lm,
-        {"tasks": {task.name: evaluated}},
-        limit=settings.limit,
-        bootstrap_iters=0,
-        system_instruction=task.settings.system_instruction,
-        apply_chat_template=task.settings.chat_template,
-        fewshot_as_multiturn=task.settings.chat_template,
-    )
+    with templates_compiled_once():
+        results: dict[str, Any] | None = lm_eval.evaluate(
+            lm,
+            {"tasks": {task.name: evaluated}},
+            limit=settings.limit,
+            bootstrap_iters=0,
+            system_instruction=task.settings.system_instruction,
+            apply_chat_template=task.settings.chat_template,
+            fewshot_as_multiturn=task.settings.chat_template,
+        )
     return results
 
 
@@ -252,49 +255,3 @@ def _undisturbed(model: nn.Module | None = None) -> Iterator[None]:
             np.random.set_state(arrays)
             for module, training in modes:
                 module.training = training
-
-
-class Ensemble(LocalLM):
-    """Both task models at inference: softmax of their mean logits, token by token.
-
-    It needs both models in memory and twice the time; it is here as the reference that one model is held to. Of
-    vocabularies that are padded to different sizes it knows the rows that both have.
-    """
-
-    def __init__(self, old: TaskModel, new: TaskModel, settings: EvaluationSettings) -> None:
-        super().__init__(load_on_device(new), load_tokenizer(new.base), in_process(settings))
-        self._old = load_on_device(old)
-
-    def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        with torch.no_grad():
-            return _mean_logits(super()._model_call(inps), self._old(inps).logits)
-
-    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
-        if kwargs.get("num_beams", 1) > 1:
-            raise MuscleError("the ensemble of two models decodes without beams: set num_beams to 1 in the task")
-        mix = _MeanWith(self._old, kwargs["attention_mask"])
-        generated: Tensor = super()._model_generate(
-            context, max_length, stop, logits_processor=LogitsProcessorList([mix]), **kwargs
-        )
-        return generated
-
-
-def _mean_logits(one: Tensor, other: Tensor) -> Tensor:
-    """(..., V) in float32; V is the smaller of both vocabularies."""
-    rows = min(one.shape[-1], other.shape[-1])
-    return (one[..., :rows].float() + other[..., :rows].float()) / 2
-
-
-class _MeanWith(LogitsProcessor):
-    """Mean of the generating model's next-token logits and another model's, whose context is read anew each step."""
-
-    def __init__(self, other: nn.Module, prompt_mask: Tensor) -> None:
-        self._other, self._prompt_mask = other, prompt_mask
-
-    @torch.no_grad()
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        generated = input_ids.shape[1] - self._prompt_mask.shape[1]
-        mask = torch.nn.functional.pad(self._prompt_mask, (0, generated), value=1)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)  # prompts are padded on the left
-        logits = self._other(input_ids=input_ids, attention_mask=mask, position_ids=positions).logits[:, -1]
-        return _mean_logits(scores, logits)

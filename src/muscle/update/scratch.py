@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from muscle.errors import MuscleError
 from muscle.update.objectives import task_objective
@@ -23,10 +24,18 @@ PAD, END = "<pad>", "<eos>"
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most `vocabulary` tokens, which can say any text."""
+    """A byte-level BPE tokenizer of at most `vocabulary` tokens, which can say any text; digits stand alone.
+
+    Its words are cut as Qwen2's are: transformers puts that in place of what is saved beside a model of that type, and
+    bases of an update share one tokenizer, whatever their types.
+    """
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -36,7 +45,9 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=END
+    )
 
 
 def build_model(scratch: Scratch, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -100,13 +111,13 @@ def pretrain(
     destination: Path,
     report: Report,
 ) -> None:
-    """One epoch over the rows with 50 warm-up steps and a cosine schedule; changes the model in place."""
+    """One epoch over the rows with at most 50 warm-up steps and a cosine schedule; changes the model in place."""
     settings = TrainingSettings(
         epochs=1,
         learning_rate=learning_rate,
         batch_size=batch_size,
         accumulation=1,
-        warmup_steps=50,
+        warmup_steps=min(50, len(rows) // batch_size // 3),
         select_by="last",
         seed=seed,
     )

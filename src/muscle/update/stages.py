@@ -6,11 +6,12 @@ would name.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import convert
 
@@ -31,6 +32,21 @@ if TYPE_CHECKING:
     from muscle.update.tasks import Task
 
 Plain = Mapping[str, Any]
+SPLITS: tuple[Literal["training"], Literal["validation"]] = ("training", "validation")
+
+
+def check_task(
+    destination: Path, report: Report, *, task: Plain, backend: str, tasks_folder: Path | None = None
+) -> None:
+    """Whether a task can be had and rendered, and the back end that is to score it; how many texts and items it has."""
+    from muscle.update.backends import find_backend
+
+    find_backend(backend)
+    loaded = _task(task, tasks_folder)
+    counts = {"test": len(loaded.for_evaluation("test").eval_docs)}
+    if not loaded.settings.chat_template:  # which needs a tokenizer, and with it a base
+        counts |= {split: len(loaded.examples(split)) for split in SPLITS}
+    (destination / "items.json").write_text(json.dumps(counts) + "\n")
 
 
 def train_tokenizer(
@@ -58,7 +74,6 @@ def pretrain_base(
 
     words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
     pretrain_on_texts(_training_texts(tasks, tasks_folder), convert(scratch, Scratch), words, destination, report)
-    shutil.rmtree(destination / "checkpoints", ignore_errors=True)
 
 
 def _training_texts(tasks: Mapping[str, Plain], tasks_folder: Path | None) -> list[str]:
@@ -186,15 +201,15 @@ def package(
     from muscle.update.report.model_card import Subject, write_model_card
 
     for path in adapter.iterdir():
-        if path.is_file() and not path.name.startswith(("stage.", "README")):
-            _link_or_copy(path, destination / path.name)
+        if path.is_file() and not path.name.startswith(("stage.", "README", "fingerprint")):
+            (_link_or_copy if path.suffix == ".safetensors" else shutil.copyfile)(path, destination / path.name)
     subject = Subject(task=task, base=new, model=method, old_base=old, description=description)
     folders = {name.removeprefix("log_"): folder for name, folder in logs.items()}
     write_model_card(destination, subject, measure_task(task, folders, several_draws=several_draws))
 
 
 def _link_or_copy(source: Path, destination: Path) -> None:
-    """A second name for a file that no stage changes, or its bytes a second time where that cannot be."""
+    """A second name for a large file that nobody edits, or its bytes a second time where that cannot be."""
     try:
         os.link(source, destination)
     except OSError:

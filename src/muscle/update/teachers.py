@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from muscle.errors import MuscleError
 from muscle.update.models import Head, device, hidden_and_logits
 from muscle.update.tasks import PaddingCollator, TokenizedExamples
 
@@ -40,7 +42,8 @@ class CachedTeacher:
         batch_size: Texts per forward pass.
 
     Raises:
-        MuscleError: The model makes logits in a way that `Head` does not know, so that the cache would be wrong.
+        MuscleError: The cache would not fit into memory, or the model makes logits in a way that `Head` does not know,
+            so that the cache would be wrong.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class CachedTeacher:
             hidden, logits = hidden_and_logits(model, **inputs)
             if not self._hidden:
                 self._head.check(hidden, logits, model)
+                _check_memory(hidden, data)
             lengths = batch["attention_mask"].sum(1).tolist()
             self._hidden += [row[:length].clone() for row, length in zip(hidden.cpu(), lengths, strict=True)]
 
@@ -89,6 +93,16 @@ class LiveTeacher:
         with torch.autocast(where.type, enabled=False):  # its own precision, whatever the student's
             logits: Tensor = self._model(**inputs, use_cache=False).logits
         return logits
+
+
+def _check_memory(hidden: Tensor, data: TokenizedExamples) -> None:
+    """Refuse a cache that this machine cannot hold, rather than be killed when its memory is full."""
+    needed = sum(map(len, data.ids)) * hidden.shape[-1] * hidden.element_size()
+    if needed > psutil.virtual_memory().available:
+        raise MuscleError(
+            f"what a teacher says of {len(data)} texts takes {needed / 1e9:.0f} GB of memory, more than is free: set "
+            "`teachers: live`"
+        )
 
 
 def _move(model: Any, where: torch.device) -> None:

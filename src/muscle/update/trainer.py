@@ -191,7 +191,7 @@ def train(
             which have no old model, cross-entropy decides.
 
     Raises:
-        MuscleError: Training diverges, or transformers refuses a setting.
+        MuscleError: Training diverges, transformers refuses a setting, or all steps are warm-up.
     """
     arguments = _arguments(settings, validation_set is not None, work_dir)
     owner = {"settings": settings.as_dict(), "texts": len(train_set), "processes": arguments.world_size}  # type: ignore[arg-type]
@@ -214,6 +214,7 @@ def train(
         callbacks=[*callbacks, *trackers(settings.report_to, work_dir.parent)],
     )
     trainer.remove_callback(PrinterCallback)
+    _check_warmup(settings, len(trainer.get_train_dataloader()))
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # takes mixed precision off the model
     trainer.accelerator.wait_for_everyone()  # from here on no process needs the checkpoints
@@ -224,6 +225,15 @@ def train(
         best_epoch=best_epoch(epochs) if arguments.load_best_model_at_end else round(trainer.state.epoch or 0),
         steps=trainer.state.global_step,
     )
+
+
+def _check_warmup(settings: TrainingSettings, batches: int) -> None:
+    steps = settings.epochs * -(-batches // settings.accumulation)
+    if settings.warmup_steps >= steps:
+        raise MuscleError(
+            f"training.warmup_steps: {settings.warmup_steps} of {steps} steps in all, so that the learning rate would "
+            "never be reached: lower it, or train longer"
+        )
 
 
 def _arguments(settings: TrainingSettings, validated: bool, work_dir: Path) -> TrainingArguments:

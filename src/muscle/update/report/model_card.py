@@ -226,13 +226,18 @@ def _settings(adapter: Path) -> list[str]:
         return []
     try:
         record = json.loads(file.read_bytes())
-        rows = [("bases", ", ".join(f"{base['base']} ({base['digest']})" for base in record["bases"]))]
+        rows = [("models", ", ".join(_described(model) for model in record["models"]))]
         rows += [(f"data: {name}", str(value)) for name, value in record["data"].items()]
         rows += [*_flat(record["settings"]), *((f"{name}", str(each)) for name, each in record["libraries"].items())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise MuscleError(f"{file}: cannot be read ({error!r}); train the adapter again, or remove it") from None
     lines = ["| setting | value |", "| --- | --- |", *(f"| {inert(name)} | {inert(value)} |" for name, value in rows)]
     return ["## Training\n", *lines, ""]
+
+
+def _described(model: Mapping[str, Any]) -> str:
+    adapter = f" with {model['adapter']} ({model['adapter_digest']})" if "adapter" in model else ""
+    return f"{model['base']} ({model['digest']}){adapter}"
 
 
 def _flat(settings: Mapping[str, Any], within: Sequence[str] = ()) -> Iterator[tuple[str, str]]:

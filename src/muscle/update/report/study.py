@@ -23,7 +23,7 @@ class TaskResult:
     run: str
     """Name of the run's folder."""
     update: str
-    """The recipe's row of the paper, or else the names of both bases."""
+    """The recipe's row of the paper, or else the names of both bases, or of the run where they are from scratch."""
     paper_update: str | None
     controls: tuple[str, ...]
     losses: Mapping[str, AlignmentSettings]
@@ -48,7 +48,7 @@ def collect(runs: Sequence[Path]) -> list[TaskResult]:
 def _run_results(run: Path) -> Iterator[TaskResult]:
     recipe = recipe_of(run)
     sides = (recipe.old, recipe.new)
-    bases = "->".join("scratch" if side.base is None else _last_part(side.base) for side in sides)
+    bases = "->".join(_last_part(side.base) for side in sides if side.base is not None) or run.resolve().name
     trained = [*recipe.methods, *(name for name in recipe.controls if name in CONTROL_ALIGNMENTS)]
     for task in recipe.tasks:
         logs = {name: run / "logs" / task / name for name in ("old", "new", *recipe.methods, *recipe.controls)}

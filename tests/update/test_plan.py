@@ -1,0 +1,237 @@
+"""Which stages a recipe has, and which of them a changed recipe runs again. Nothing here is trained."""
+
+import fnmatch
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muscle.update.pipeline import Stage, fingerprint
+from muscle.update.plan import PROJECT_TASKS, RESEED, Plan
+from muscle.update.recipe import Recipe
+from muscle.update.recipe_file import make_recipe, read_recipe
+from muscle.update.run import stand_in
+
+HUB: dict[str, Any] = {
+    "old": {"base": "models/v1", "architecture": "llama"},
+    "new": {"base": "models/v2", "architecture": "qwen3"},
+    "tasks": {"piqa": {}, "samsum": {}},
+    "methods": {"muscle": {}, "paper": {"temperature": 2.0}},
+    "controls": ["cross_entropy", "old_teacher", "reseeded", "ensemble"],
+}
+SCRATCH = HUB | {"old": {"scratch": {"seed": 1}}, "new": {"scratch": {"seed": 2}}}
+RECIPES = sorted(PROJECT_TASKS.parent.rglob("[!_]*.yaml"))
+
+
+def plan(content: Mapping[str, Any], *overrides: str) -> list[Stage]:
+    return Plan(make_recipe(content, overrides)).stages()
+
+
+def rerun(before: list[Stage], after: list[Stage]) -> set[str]:
+    """Names of the stages of `after` that a run of `before` has not done."""
+    done, wanted = fingerprint(before), fingerprint(after)
+    return {name for name, value in wanted.items() if done.get(name) != value}
+
+
+def matching(stages: list[Stage], *patterns: str) -> set[str]:
+    """Names of stages by patterns; "!" before one takes its stages away."""
+    names, chosen = [stage.name for stage in stages], set[str]()
+    for pattern in patterns:
+        found = set(fnmatch.filter(names, pattern.removeprefix("!")))
+        assert found, f"no stage is called {pattern}"
+        chosen = chosen - found if pattern.startswith("!") else chosen | found
+    return chosen
+
+
+def recipes() -> list[Any]:
+    files = [file for file in RECIPES if file.parent != PROJECT_TASKS]
+    return [pytest.param(read_recipe(file), id=str(file.relative_to(PROJECT_TASKS.parent))) for file in files]
+
+
+@pytest.mark.parametrize("recipe", [*recipes(), *map(make_recipe, (HUB, SCRATCH))])
+def test_a_stage_comes_after_what_it_reads_and_is_plain(recipe: Recipe) -> None:
+    for version in (recipe, stand_in(recipe)):
+        stages = Plan(version).stages()
+        seen = set[str]()
+        for stage in stages:
+            assert set(stage.inputs.values()) <= seen, stage.name
+            assert stage.name not in seen
+            assert json.dumps(stage.settings)
+            seen.add(stage.name)
+        logs = {f"logs/{task}/{model}" for task in version.tasks for model in version.models}
+        cards = {f"models/{task}/{method}" for task in version.tasks for method in version.methods}
+        assert {name for name in seen if name.startswith("logs/")} == logs
+        assert {name for name in seen if name.startswith("models/")} == cards
+        read = {name for stage in stages for name in stage.inputs.values()}
+        assert {name for name in seen - read if not name.startswith(("checks/", "logs/", "models/"))} == set()
+
+
+def test_planning_and_status_load_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": make_recipe(HUB).as_dict()}))
+    code = (
+        "import sys; from pathlib import Path; from rich.console import Console; "
+        "from muscle.update.run import print_status; print_status(Path(sys.argv[1]), Console()); "
+        "assert not sys.modules.keys() & {'torch', 'transformers', 'peft', 'lm_eval', 'datasets'}"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"0 of {len(plan(HUB))} stages are done" in done.stdout
+
+
+TRAINED = ("adapters/*/muscle", "adapters/*/paper", "adapters/*/cross_entropy", "adapters/*/old_teacher")
+EVERY_MODEL = "*/*/*"
+CHANGES: Mapping[str, tuple[str, ...]] = {
+    "description=Another": ("models/*",),
+    "paper_update=Llama 1->2": (),
+    # what the loss reads, where the control of plain cross-entropy has none of it
+    "alignment.temperature=1": ("adapters/*/muscle", "adapters/*/old_teacher", "logs/*/muscle", "logs/*/old_teacher",
+                                "models/*"),
+    "alignment.ce_share=0.5": ("*/muscle", "*/paper"),  # the control that distils the old model only has none
+    "alignment.teachers=live": (*TRAINED, "!*/cross_entropy", "logs/*/muscle", "logs/*/paper", "logs/*/old_teacher",
+                                "models/*"),
+    "alignment.weight=old_right": ("*/muscle", "*/paper"),
+    "methods.paper.temperature=4": ("*/paper",),
+    "methods.third={ce_share: 0.1}": ("*/third",),
+    "controls=[cross_entropy]": ("models/*",),
+    # how adapters are made
+    "training.epochs=3": (EVERY_MODEL,),
+    "lora.rank=8": (EVERY_MODEL,),
+    "alignment_training.epochs=3": (EVERY_MODEL, "!*/old", "!*/new", "!*/reseeded", "!*/ensemble"),
+    # how they are evaluated
+    "evaluation.limit=5": ("logs/*", "models/*"),
+    "evaluation.draws=3": ("logs/*", "models/*"),
+    # one task
+    "tasks.piqa.seed=3": ("checks/piqa", "*/piqa/*",),
+    "tasks.piqa.lora.rank=8": ("*/piqa/*",),
+    "tasks.piqa.training.epochs=3": ("*/piqa/*",),
+    "tasks.piqa.alignment.temperature=3": ("*/piqa/muscle", "*/piqa/old_teacher", "models/piqa/*"),
+    "tasks.piqa.evaluation.limit=5": ("logs/piqa/*", "models/piqa/*"),
+    # all text of the evaluation, shots included, is what both tokenizers must agree on before they are aligned
+    "tasks.piqa.num_fewshot=2": ("checks/piqa", "*/piqa/*", "!adapters/*/old", "!adapters/*/new",
+                                 "!adapters/*/reseeded", "!adapters/*/cross_entropy"),
+    "tasks.arc_easy={}": ("checks/arc_easy", "*/arc_easy/*"),
+    # one base
+    "old.base=models/v0": (EVERY_MODEL, "!adapters/*/new", "!logs/*/new", "!adapters/*/reseeded", "!logs/*/reseeded",
+                           "!adapters/*/cross_entropy", "!logs/*/cross_entropy"),
+    "new.base=models/v3": (EVERY_MODEL, "!adapters/*/old", "!logs/*/old"),
+    "new.dtype=bfloat16": (EVERY_MODEL, "!adapters/*/old", "!logs/*/old"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "expected"), CHANGES.items(), ids=list(CHANGES))
+def test_a_change_runs_again_what_depends_on_it(change: str, expected: tuple[str, ...]) -> None:
+    changed = plan(HUB, change)
+    assert rerun(plan(HUB), changed) == matching(changed, *expected)
+
+
+def test_a_new_control_leaves_what_is_there_but_the_cards() -> None:
+    before, after = plan(HUB, "controls=[cross_entropy]"), plan(HUB, "controls=[cross_entropy, reseeded]")
+    assert rerun(before, after) == matching(after, "*/reseeded", "models/*")
+
+
+def test_what_selects_by_flips_depends_on_the_evaluation_and_the_old_model() -> None:
+    flips = "alignment_training.select_by=flips"
+    before = plan(HUB, flips)
+    for change in ("evaluation.limit=5", "tasks={piqa: {num_fewshot: 2}, samsum: {num_fewshot: 2}}"):
+        after = plan(HUB, flips, change)
+        assert rerun(before, after) - matching(after, "checks/*") == matching(after, *TRAINED, "logs/*", "models/*")
+    after = plan(HUB, flips, "old.base=models/v0")
+    assert "adapters/piqa/cross_entropy" in rerun(before, after)
+
+
+def test_bases_from_scratch_depend_on_every_task_and_on_their_own_keys() -> None:
+    before = plan(SCRATCH)
+    for change, expected in {
+        "old.scratch.steps=7": ("bases/old", EVERY_MODEL, "!*/new", "!*/reseeded", "!*/cross_entropy"),
+        "tasks.piqa.train_limit=9": ("checks/piqa", "bases/*", EVERY_MODEL),
+        "old.scratch.vocabulary=2500": ("bases/*", EVERY_MODEL),
+        "evaluation.limit=5": ("logs/*", "models/*"),
+        "tasks.samsum={num_fewshot: 1}": ("checks/samsum", "*/samsum/*", "!adapters/*/old", "!adapters/*/new",
+                                          "!adapters/*/reseeded", "!adapters/*/cross_entropy"),
+        "training.epochs=2": (EVERY_MODEL,),
+    }.items():  # fmt: skip
+        after = plan(SCRATCH, change)
+        assert rerun(before, after) == matching(after, *expected), change
+
+
+def test_a_changed_file_runs_again_the_task_that_reads_it(tmp_path: Path) -> None:
+    for task in HUB["tasks"]:
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "train.jsonl").write_text("{}\n")
+    chosen = f"data={tmp_path}"
+    before = plan(HUB, chosen)
+    assert rerun(before, plan(HUB, chosen)) == set()
+    (tmp_path / "samsum" / "train.jsonl").write_text("{}\n\n")
+    after = plan(HUB, chosen)
+    assert rerun(before, after) == matching(after, "checks/samsum", "*/samsum/*")
+
+    yaml, include = tmp_path / "mine" / "mine.yaml", f"tasks.piqa.include_path={tmp_path / 'mine'}"
+    yaml.parent.mkdir()
+    yaml.write_text("task: mine\n")
+    before = plan(HUB, include)
+    yaml.write_text("task: yours\n")
+    after = plan(HUB, include)
+    assert rerun(before, after) == matching(after, "checks/piqa", "*/piqa/*")
+
+
+def test_a_local_base_is_known_by_its_files(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    before = plan(HUB, f"new.base={tmp_path}")
+    weights.write_bytes(b"two")
+    after = plan(HUB, f"new.base={tmp_path}")
+    assert rerun(before, after) == matching(after, EVERY_MODEL, "!adapters/*/old", "!logs/*/old")
+
+
+def test_adapters_that_are_there_are_not_trained(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
+    there = f"old.adapters={{piqa: {tmp_path}, samsum: null}}"
+    stages = {stage.name: stage for stage in plan(HUB, there)}
+    assert not any(name.startswith("adapters/") and name.endswith("/old") for name in stages)
+    assert stages["logs/piqa/old"].settings["model"]["adapter"] == str(tmp_path)
+    assert stages["logs/samsum/old"].settings["model"]["adapter"] is None
+    assert not stages["logs/piqa/old"].inputs
+    for name in ("adapters/piqa/muscle", "logs/piqa/ensemble"):
+        assert stages[name].settings["old"]["adapter"] == str(tmp_path)
+        assert stages[name].inputs == {"new_adapter": "adapters/piqa/new"}
+
+    before = plan(HUB, there)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"two")
+    after = plan(HUB, there)
+    assert rerun(before, after) == matching(
+        after, "*/piqa/*", "!*/new", "!*/reseeded", "!adapters/*/cross_entropy", "!logs/*/cross_entropy"
+    )
+
+
+def test_the_shape_of_adapters_matters_where_one_is_made() -> None:
+    there = "new.adapters={piqa: mine/adapter, samsum: null}"
+    alone = "controls=[cross_entropy]"
+    before, after = plan(HUB, there, alone), plan(HUB, there, alone, "lora.rank=8")
+    again = rerun(before, after)
+    assert "adapters/samsum/cross_entropy" in again  # a fresh adapter on a base that was fine-tuned whole
+    assert "adapters/piqa/cross_entropy" not in again
+
+
+def test_the_reseeded_adapter_differs_by_its_seed_alone() -> None:
+    stages = {stage.name: stage for stage in plan(HUB, "training.seed=5")}
+    new, again = (stages[f"adapters/piqa/{name}"] for name in ("new", "reseeded"))
+    assert again.settings["training"] == {**new.settings["training"], "seed": 5 + RESEED}
+    assert {**again.settings, "training": 0} == {**new.settings, "training": 0}
+    assert (again.function, again.inputs) == (new.function, new.inputs)
+
+
+def test_bases_and_tasks_that_other_stages_write_are_read_from_there() -> None:
+    produced = {"old": "made/v1", "tasks": "made/tasks"}
+    for stage in Plan(make_recipe(HUB), produced).stages():
+        if stage.name.startswith("models/"):
+            continue
+        assert stage.inputs["tasks_folder"] == "made/tasks"
+        read = set(stage.inputs.values())
+        reads_old = stage.name.rpartition("/")[2] in ("old", "ensemble") or (
+            stage.name.startswith("adapters/") and stage.name.endswith(("/muscle", "/paper", "/old_teacher"))
+        )
+        assert ("made/v1" in read) == reads_old, stage.name
