@@ -10,7 +10,7 @@ import torch
 from msgspec.structs import replace
 from peft import PeftModel
 from torch.nn.functional import kl_div
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from muscle.errors import MuscleError
 from muscle.update.adapters import check_same_tokenizer, train_compatibility_adapter, train_task_adapter
@@ -216,3 +216,36 @@ def test_the_log_of_steps_tells_what_the_loss_is_made_of(align: Callable[[Alignm
     for step in steps:
         assert wanted <= step.keys()
         assert step["aligned_to_old"] == pytest.approx(1 - step["token_accuracy"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"max_position_embeddings": 8},
+            r"a training text has \d+ tokens, .* a window of 8: leave such items out",
+        ),
+        ({"vocab_size": 50}, r"the tokenizer gives token \d+, and .*v2 knows 50: resize its embeddings"),
+    ],
+)
+def test_texts_that_do_not_fit_the_base_are_refused(
+    world: Path, tmp_path: Path, config: dict[str, int], message: str
+) -> None:
+    small = shutil.copytree(world / "v2", tmp_path / "v2")
+    changed = AutoConfig.from_pretrained(small, **config)
+    AutoModelForCausalLM.from_config(changed).save_pretrained(small)
+    with pytest.raises(MuscleError, match=message):
+        train_task_adapter(Base(base=str(small)), task_of(world, "scenes"), LORA, SETTINGS, tmp_path / "out", silent)
+
+
+def test_nothing_to_train_on_is_said(world: Path, tmp_path: Path) -> None:
+    task = load_task("scenes", TaskSettings(include_path=str(world / "tasks"), validation_share=1.0))
+    with pytest.raises(MuscleError, match="task scenes: nothing to train on: lower validation_share"):
+        train_task_adapter(base(world, "v1"), task, LORA, SETTINGS, tmp_path, silent)
+
+
+def test_without_held_out_items_the_last_epoch_is_kept(world: Path, tmp_path: Path) -> None:
+    task = load_task("scenes", TaskSettings(include_path=str(world / "tasks"), validation_share=0.0))
+    train_task_adapter(base(world, "v1"), task, LORA, SETTINGS, tmp_path, silent)
+    result = json.loads((tmp_path / "training.json").read_text())["result"]
+    assert (result["validation_cross_entropy"], result["best_epoch"]) == ([], 3)

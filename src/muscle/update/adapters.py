@@ -46,7 +46,7 @@ def train_task_adapter(
     processes()  # before any model: it says which device is this process's
     data = _TaskData(base, task, settings)
     loaded = load_base(base)
-    data.check_lengths(loaded, base)
+    data.check_fit(loaded, base)
     model = add_adapter(loaded, lora, settings.seed)
     record = {"lora": lora.as_dict(), "training": settings.as_dict()}
     _train_and_save(model, task_objective, settings, data, destination, report, [TaskModel(base=base)], record)
@@ -82,6 +82,11 @@ def train_compatibility_adapter(
     """
     processes()
     data = _TaskData(new.base, task, settings)
+    if new.adapter is None:
+        student = add_adapter(load_base(new.base), lora, settings.seed)
+    else:
+        student = load_task_model(new, trainable=True)
+    data.check_fit(student, new.base)
     objective, flips, models = task_objective, None, [new]
     if old and alignment.weight:
         check_same_tokenizer(old.base, new.base, data.tokenizer, task)
@@ -90,11 +95,6 @@ def train_compatibility_adapter(
     if old and settings.select_by == "flips":
         flips = flips_on_validation(old, task, data.tokenizer, evaluation)
         models = [old, new]
-    if new.adapter is None:
-        student = add_adapter(load_base(new.base), lora, settings.seed)
-    else:
-        student = load_task_model(new, trainable=True)
-    data.check_lengths(student, new.base)
     record = {
         "alignment": alignment.as_dict(),
         "lora": lora.as_dict() if new.adapter is None else None,
@@ -155,21 +155,30 @@ class _TaskData:
                 "raise validation_share, or set it to 0 to keep the last epoch"
             )
 
-    def check_lengths(self, model: nn.Module, base: Base) -> None:
-        """Refuse texts that are longer than the base's window; evaluation cuts them, training would not."""
+    def check_fit(self, model: nn.Module, base: Base) -> None:
+        """Refuse texts beyond the base's window, which evaluation cuts and training would not, or its vocabulary."""
+        texts = [*self.training.ids, *self.validation.ids]
+        longest, largest = max(map(len, texts)), max(map(max, texts))
         window = getattr(model.config, "max_position_embeddings", None)
-        longest = max(map(len, [*self.training.ids, *self.validation.ids]))
         if isinstance(window, int) and longest > window:
             raise MuscleError(
                 f"a training text has {longest} tokens, and {base.base} a window of {window}: leave such items out of "
                 "the data, or choose a base with a longer window"
             )
+        rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        if largest >= rows:
+            raise MuscleError(
+                f"the tokenizer gives token {largest}, and {base.base} knows {rows}: resize its embeddings to its "
+                "tokenizer, or correct the tokenizer"
+            )
 
 
 def _teacher(model: TaskModel, data: _TaskData, alignment: AlignmentSettings) -> Teacher:
+    loaded = load_task_model(model)
+    data.check_fit(loaded, model.base)
     if alignment.teachers == "live":
-        return LiveTeacher(load_task_model(model))
-    return CachedTeacher(load_task_model(model), data.training, data.collator)
+        return LiveTeacher(loaded)
+    return CachedTeacher(loaded, data.training, data.collator)
 
 
 def _train_and_save(
