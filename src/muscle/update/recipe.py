@@ -262,7 +262,7 @@ class Recipe(Settings, frozen=True, kw_only=True):
     """What the methods are held against: the same steps of cross-entropy, distilling the old model only, the new
     adapter trained with another seed, both models together at inference."""
     lora: LoraSettings = LoraSettings()
-    """Shape of all adapters."""
+    """Shape of adapters; a compatibility adapter has that of the task adapter where it starts."""
     training: TrainingSettings = TrainingSettings()
     """Of task adapters."""
     alignment: AlignmentSettings = AlignmentSettings()
