@@ -273,6 +273,7 @@ SCRIPT = """
 import sys
 from accelerate import PartialState
 from pathlib import Path
+from muscle.update.distributed import leave
 from muscle.update.models import load_task_model, load_tokenizer
 from muscle.update.scoring import evaluate, flips_on_validation, task_model_lm
 from muscle.update.recipe import EvaluationSettings
@@ -288,6 +289,7 @@ flips = flips_on_validation(
 )
 counted = flips(load_task_model(model(world, "new")))
 (out / f"flips_{PartialState().process_index}_of_{PartialState().num_processes}").write_text(str(counted))
+leave()
 """
 
 

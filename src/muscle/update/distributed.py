@@ -32,6 +32,13 @@ def processes() -> PartialState:
     return PartialState(cpu=device().type == "cpu")  # on CPUs they are one job only if it is told
 
 
+def leave() -> None:
+    """End the job of several processes in order: left to Python's shutdown, a process may abort after all is done."""
+    if distributed.is_available() and distributed.is_initialized():
+        processes().wait_for_everyone()
+        distributed.destroy_process_group()
+
+
 def process() -> tuple[int, int]:
     """Number of this process, counted from 0, and how many there are."""
     if distributed.is_available() and distributed.is_initialized():

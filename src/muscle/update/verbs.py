@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from muscle.errors import MuscleError
-from muscle.update.distributed import processes
+from muscle.update.distributed import leave, processes
 from muscle.update.pipeline import CHECKPOINTS, Report, Stage, fingerprint
 from muscle.update.plan import Plan
 from muscle.update.recipe import Recipe
@@ -72,6 +72,7 @@ def evaluate(recipe: Recipe, tasks: Sequence[str], out: Path) -> None:
         name = recipe.new.adapters[task] or recipe.new.base
         stage.function(out / task, lambda *_: None, **{**stage.settings, "name": name})
         _say(f"wrote {out / task}")
+    leave()
 
 
 def _train(stage: Stage, out: Path, subject: Subject) -> None:
@@ -87,6 +88,7 @@ def _train(stage: Stage, out: Path, subject: Subject) -> None:
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
         (out / BEGUN).unlink()
     _say(f"wrote {out}")
+    leave()
 
 
 def _claim(out: Path, wanted: str) -> None:
