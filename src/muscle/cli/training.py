@@ -41,7 +41,7 @@ def adapt(
     The same command goes on from the last epoch where it was stopped. With several devices: accelerate launch -m
     muscle adapt ...
     """
-    settings = _recipe(recipe, {**_bases(base, base), ("tasks", task): {}}, set_)
+    settings = _recipe(recipe, {**_models(base, base), ("tasks", task): {}}, set_)
     from muscle.update.verbs import adapt
 
     adapt(settings, task, out)
@@ -69,8 +69,7 @@ def align(
 
     The result is an ordinary PEFT adapter: no old model at inference. The same command goes on where it was stopped.
     """
-    given = {**_bases(old, new), ("tasks", task): {}}
-    given |= {("old", "adapters"): {task: old_adapter}, ("new", "adapters"): {task: new_adapter}}
+    given = {**_models(old, new, {task: old_adapter}, {task: new_adapter}), ("tasks", task): {}}
     settings = _recipe(recipe, given, set_)
     from muscle.update.verbs import align
 
@@ -88,9 +87,8 @@ def evaluate(
     set_: Set = None,
 ) -> None:
     """Evaluate a task model through lm-eval, and write the logs that `muscle compare` reads."""
-    given = _bases(base, base)
+    given = _models(base, base, new_adapters=dict.fromkeys(task, adapter))
     given |= {("tasks", name): {} for name in task}
-    given |= {("old", "adapters"): {}, ("new", "adapters"): dict.fromkeys(task, adapter)}
     given |= {("evaluation", key): value for key, value in (("draws", draws), ("limit", limit)) if value is not None}
     settings = _recipe(recipe, given, set_)
     from muscle.update.verbs import evaluate
@@ -212,10 +210,17 @@ def demo(
     run_demo(seed, quick, out, jobs, _console())
 
 
-def _bases(old: str, new: str) -> dict[tuple[str, ...], object]:
-    """What the arguments say of both sides, in place of a recipe's."""
-    sides = (("old", old), ("new", new))
-    return {(side, key): value for side, base in sides for key, value in (("base", base), ("scratch", None))}
+def _models(
+    old: str,
+    new: str,
+    old_adapters: Mapping[str, str | None] | None = None,
+    new_adapters: Mapping[str, str | None] | None = None,
+) -> dict[tuple[str, ...], object]:
+    """The models that a single verb's arguments name, in place of a recipe's, whose controls it does not train."""
+    given: dict[tuple[str, ...], object] = {("controls",): []}
+    for side, base, adapters in (("old", old, old_adapters), ("new", new, new_adapters)):
+        given |= {(side, "base"): base, (side, "scratch"): None, (side, "adapters"): dict(adapters or {})}
+    return given
 
 
 def _recipe(file: Path | None, given: Mapping[tuple[str, ...], object], overrides: Sequence[str] | None) -> "Recipe":

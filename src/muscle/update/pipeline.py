@@ -38,6 +38,7 @@ from rich.console import Console
 from muscle import __version__
 from muscle.errors import MuscleError
 from muscle.measure.report.files import replace_whole
+from muscle.recipes import PROJECT_TASKS
 from muscle.update.stage_display import StageDisplay
 
 CHECKPOINTS = "checkpoints"
@@ -200,7 +201,7 @@ def _program(stages: Sequence[Stage]) -> str:
 
 
 _MUSCLE = Path(__file__).parents[1]
-_PROGRAM = (_MUSCLE / "update", _MUSCLE / "recipes" / "tasks")
+_PROGRAM = (_MUSCLE / "update", PROJECT_TASKS)
 _DECIDES_NOTHING = frozenset({"hub.py", "provenance.py", "recipe_file.py", "run.py", "verbs.py", "pipeline.py"})
 
 

@@ -1,5 +1,6 @@
 """From a recipe to the stages of its run, and the folders that they write.
 
+checks/<task>               how many items a task has
 bases/old, bases/new        where they are pretrained from scratch
 adapters/<task>/<model>     old, new, reseeded, and each method and trained control
 logs/<task>/<model>         lm-eval's samples logs, of the same models and the ensemble
@@ -13,25 +14,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import muscle.recipes
+from muscle.recipes import PROJECT_TASKS
 from muscle.update import stages
 from muscle.update.pipeline import Stage
 from muscle.update.provenance import digest
 from muscle.update.recipe import (
-    CONTROL_ALIGNMENTS,
     TASK_GROUPS,
     Recipe,
     Side,
     Split,
-    TrainingSettings,
     merged,
     split_revision,
 )
 
 RESEED = 1000
 """Added to the seed of the new adapter that is trained again: the flips that nothing but chance makes."""
-
-PROJECT_TASKS = Path(muscle.recipes.__file__).parent / "tasks"
 
 SideName = Literal["old", "new"]
 
@@ -64,8 +61,7 @@ class Plan:
         recipe, plan = self._recipe, [*self._check_stages(), *self.base_stages()]
         for task in recipe.tasks:
             plan += self.task_adapter_stages(task)
-            trained = [*recipe.methods, *(name for name in recipe.controls if name in CONTROL_ALIGNMENTS)]
-            plan += [self.alignment_stage(task, method) for method in trained]
+            plan += [self.alignment_stage(task, method) for method in recipe.aligned]
             plan += [self.evaluation_stage(task, model) for model in recipe.models]
             plan += [self._package_stage(task, method) for method in recipe.methods]
         return plan
@@ -98,26 +94,23 @@ class Plan:
 
     def task_adapter_stages(self, task: str) -> list[Stage]:
         """The task adapters that are not there yet, and the retrained one where it is asked for."""
-        training = self._recipe.training_of(task)
-        plan = [
-            self._task_adapter_stage(task, name, side, training)
-            for name, side in self._sides.items()
-            if task not in side.adapters
-        ]
-        if "reseeded" in self._recipe.controls:
-            again = merged(training, {"seed": training.seed + RESEED})
-            plan.append(self._task_adapter_stage(task, "reseeded", self._sides["new"], again))
-        return plan
+        models = [name for name, side in self._sides.items() if task not in side.adapters]
+        again = ["reseeded"] if "reseeded" in self._recipe.controls else []
+        return [self.task_adapter_stage(task, model) for model in (*models, *again)]
 
-    def _task_adapter_stage(self, task: str, model: str, side: Side, training: TrainingSettings) -> Stage:
-        name: SideName = "old" if side is self._sides["old"] else "new"
+    def task_adapter_stage(self, task: str, model: str) -> Stage:
+        """The task adapter "old", "new", or "reseeded"."""
+        side: SideName = "old" if model == "old" else "new"
+        training = self._recipe.training_of(task)
+        if model == "reseeded":
+            training = merged(training, {"seed": training.seed + RESEED})
         settings = {
             "task": self._without_shots(task),
-            "model": self._model(name),
+            "model": self._model(side),
             "lora": self._recipe.lora_of(task).as_dict(),
             "training": training.as_dict(),
         }
-        inputs = self._produced_as("base", name) | self._tasks_folder()
+        inputs = self._produced_as("base", side) | self._tasks_folder()
         return Stage(f"adapters/{task}/{model}", stages.adapt, settings, inputs)
 
     def alignment_stage(self, task: str, method: str) -> Stage:

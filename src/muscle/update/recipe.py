@@ -277,6 +277,11 @@ class Recipe(Settings, frozen=True, kw_only=True):
         """The models that are evaluated on each task; each has a log of that name."""
         return ("old", "new", *self.methods, *self.controls)
 
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """The models that are trained from the new task adapter on: methods, and the controls that train so."""
+        return (*self.methods, *(name for name in self.controls if name in CONTROL_ALIGNMENTS))
+
     def lora_of(self, task: str) -> LoraSettings:
         """Shape of the adapters of a task."""
         return merged(self.lora, self.tasks[task].lora)

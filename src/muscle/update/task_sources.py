@@ -18,11 +18,9 @@ from jinja2 import Environment, meta
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
-import muscle.recipes
 from muscle.errors import MuscleError, quoted
+from muscle.recipes import PROJECT_TASKS
 
-PROJECT_TASKS = Path(muscle.recipes.__file__).parent / "tasks"
-"""The project's own task definitions."""
 _LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
 _PROMPT_KEYS = ("doc_to_text", "doc_to_target", "doc_to_choice")
 _ROW = msgspec.json.Decoder(dict[str, Any])

@@ -29,7 +29,7 @@ def adapt(recipe: Recipe, task: str, out: Path) -> None:
         MuscleError: `out` holds something else, or what `adapters.train_task_adapter` raises.
     """
     recipe = located(recipe)
-    stage = Plan(recipe, commits=pins(recipe)).task_adapter_stages(task)[-1]
+    stage = Plan(recipe, commits=pins(recipe)).task_adapter_stage(task, "new")
     _train(stage, out, Subject(task=task, base=recipe.new.base or "", model="new"))
 
 

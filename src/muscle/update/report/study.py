@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from muscle.errors import MuscleError
-from muscle.update.recipe import CONTROL_ALIGNMENTS, AlignmentSettings, Recipe
+from muscle.update.recipe import AlignmentSettings, Recipe
 from muscle.update.report.figures import TaskFigures, measure_task
 
 RECORD = "run.json"
@@ -49,15 +49,14 @@ def _run_results(run: Path) -> Iterator[TaskResult]:
     recipe = recipe_of(run)
     sides = (recipe.old, recipe.new)
     bases = "->".join(_last_part(side.base) for side in sides if side.base is not None) or run.resolve().name
-    trained = [*recipe.methods, *(name for name in recipe.controls if name in CONTROL_ALIGNMENTS)]
     for task in recipe.tasks:
-        logs = {name: run / "logs" / task / name for name in ("old", "new", *recipe.methods, *recipe.controls)}
+        logs = {name: run / "logs" / task / name for name in recipe.models}
         yield TaskResult(
             run=run.resolve().name,
             update=recipe.paper_update or bases,
             paper_update=recipe.paper_update,
             controls=tuple(recipe.controls),
-            losses={name: recipe.alignment_of(task, name) for name in trained},
+            losses={name: recipe.alignment_of(task, name) for name in recipe.aligned},
             figures=measure_task(task, logs, several_draws=recipe.evaluation_of(task).draws > 1),
         )
 

@@ -1,0 +1,52 @@
+"""What `adapt`, `align` and `evaluate` run when a recipe lends them its settings. Nothing here is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muscle.cli import training
+from muscle.update import stages, verbs
+from muscle.update.pipeline import Stage
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "llama1_to_llama2.yaml"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
+    """The stages that are run, in place of running them."""
+    ran: list[Stage] = []
+    monkeypatch.setattr(verbs, "_train", lambda stage, out, subject: ran.append(stage))
+    return ran
+
+
+def test_adapt_trains_the_new_adapter_of_a_recipe_with_controls(world: Path, tmp_path: Path, run: list[Stage]) -> None:
+    training.adapt(str(world / "v2"), "piqa", tmp_path / "out", RECIPE, ["training.seed=5"])
+    (stage,) = run
+    assert stage.name == "adapters/piqa/new"
+    assert stage.settings["training"]["seed"] == 5
+    assert stage.settings["model"]["base"]["base"] == str(world / "v2")
+
+
+def test_adapt_trains_an_adapter_that_the_recipe_has_already(world: Path, tmp_path: Path, run: list[Stage]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("old: {base: a}\nnew: {base: b, adapters: {piqa: mine}}\ntasks: {piqa: {}}\n")
+    training.adapt(str(world / "v2"), "piqa", tmp_path / "out", recipe)
+    assert [stage.name for stage in run] == ["adapters/piqa/new"]
+
+
+def test_align_takes_the_adapters_it_is_given(world: Path, tmp_path: Path, run: list[Stage]) -> None:
+    sides = (str(world / "v1"), str(world / "v2"))
+    adapters = (str(world / "old"), str(world / "new"))
+    training.align("piqa", *sides, tmp_path / "out", *adapters, None, RECIPE)
+    (stage,) = run
+    assert stage.name == "adapters/piqa/muscle"
+    assert (stage.settings["old"]["adapter"], stage.settings["new"]["adapter"]) == adapters
+    assert stage.settings["training"]["precision"] == "bfloat16"
+
+
+def test_evaluate_takes_the_adapter_it_is_given(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(stages, "evaluate", lambda destination, report, **settings: told.append(settings))
+    training.evaluate(str(world / "v2"), ["piqa"], tmp_path / "logs", str(world / "new"), recipe=RECIPE)
+    assert told[0]["model"]["adapter"] == str(world / "new")
