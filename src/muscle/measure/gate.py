@@ -14,13 +14,13 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from muscle.errors import MuscleError, quoted
 from muscle.measure.limits import EVERY, Budget, Limits
 from muscle.measure.pairing import Missing, PairedTask
 from muscle.measure.predictions import RIGHT, UNSCORED, WRONG
 from muscle.measure.results import Comparison, Estimate, Measures, Update
+from muscle.measure.statistics import normal_quantile
 
 CONFIDENCE = 0.90
 """Of the comparison that `judge` takes, two-sided: then each bound is one-sided at 95 %."""
@@ -342,7 +342,7 @@ def _items_needed(rule: _Rule, limit: float, estimate: Estimate, update: Update,
         return None
     n = update.smooth.n if rule.measure == "mean_regression" and update.smooth else update.n
     if rule.trials is not None and comparison.cluster is None:
-        z = float(ndtri((1 + comparison.confidence) / 2))
+        z = normal_quantile((1 + comparison.confidence) / 2)
         needed = z * z * limit * (1 - limit) / distance**2 * n / rule.trials(update)
     else:
         reach = high - value if value < limit else value - low

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtri
 
 from muscle.measure.metrics import Ratio
 from muscle.measure.results import Estimate
@@ -14,6 +13,7 @@ from muscle.measure.statistics import (
     Interval,
     clustered_difference_error,
     few_clusters_factor,
+    normal_quantile,
     percentile_interval,
     tango_interval,
     wilson_interval,
@@ -87,7 +87,7 @@ class Intervals:
         if groups < 2:
             return Estimate(value, None, None)
         error = clustered_difference_error(values, clusters) * few_clusters_factor(groups, self.confidence)
-        reach = float(ndtri((1 + self.confidence) / 2)) * error
+        reach = normal_quantile((1 + self.confidence) / 2) * error
         return Estimate(value, value - reach, value + reach)
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy.special import gammaln
 
 from muscle.measure.metrics import BoolArray
 from muscle.measure.statistics import FloatArray, IntArray, benjamini_hochberg, divide
@@ -224,6 +223,8 @@ def _fisher_p_values(n1: int, n2: int, successes: int) -> FloatArray:
 
 
 def _log_choose(n: int, k: IntArray) -> FloatArray:
+    from scipy.special import gammaln
+
     logarithm: FloatArray = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
     return logarithm
 

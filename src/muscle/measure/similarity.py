@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
-from itertools import chain
 from typing import TypeVar
 
 from muscle.errors import MuscleError, quoted
@@ -120,20 +119,25 @@ def _rouge_n(n: int, *, stem: bool = False) -> TextScore:
     """ROUGE-N F-measure (Lin 2004, section 2), to the last bit rouge_score's."""
     tokenize = _tokenizer(stem)
 
-    def grams(text: str) -> Sequence[Hashable]:
-        tokens = tokenize(text)
-        return tokens if n == 1 else list(zip(*[tokens[start:] for start in range(n)], strict=False))
+    def grams(tokens: list[str]) -> tuple[Iterable[Hashable], int]:
+        """The n-grams, to be read once: `zip` needs no new tuple for one that nobody keeps. And their number."""
+        found = tokens if n == 1 else zip(*[tokens[start:] for start in range(n)], strict=False)
+        return found, max(len(tokens) - n + 1, 0)
 
     def counted(text: str) -> tuple[dict[Hashable, int], int]:
-        found = grams(text)
-        return dict(Counter(found)), len(found)
+        found, total = grams(tokenize(text))
+        return dict(Counter(found)), total
 
     known = _Memo(counted)
 
     def score(answer: str, references: Sequence[str]) -> float:
-        own = grams(answer)
-        theirs = map(known.__getitem__, references)
-        return max(_f_measure(_overlap(own, counts), len(own), total) for counts, total in theirs)
+        tokens = tokenize(answer)
+        scores = []
+        for reference in references:
+            counts, total = known[reference]
+            own, length = grams(tokens)
+            scores.append(_f_measure(_overlap(own, counts), length, total))
+        return max(scores)
 
     return score
 
@@ -189,10 +193,11 @@ def _tokenizer(stem: bool) -> Callable[[str], list[str]]:
     """rouge_score's tokenizer, which stems words of more than 3 letters; each distinct word is stemmed once."""
     if not stem:
         return lambda text: _words(text.lower())
-    from rouge_score.tokenizers import DefaultTokenizer  # type: ignore[import-untyped]  # nltk: 1.6 s
+    from nltk.stem.porter import PorterStemmer  # type: ignore[import-untyped]  # 1.6 s
 
-    stems: _Memo[list[str]] = _Memo(DefaultTokenizer(use_stemmer=True).tokenize)  # of one word: a list of one
-    return lambda text: list(chain.from_iterable(map(stems.__getitem__, _words(text.lower()))))
+    stemmed = PorterStemmer().stem
+    stems: _Memo[str] = _Memo(lambda word: word if len(word) <= 3 or word.isdecimal() else stemmed(word))
+    return lambda text: [*map(stems.__getitem__, _words(text.lower()))]
 
 
 def _overlap(grams: Iterable[Hashable], counts: dict[Hashable, int]) -> int:
