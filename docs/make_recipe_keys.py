@@ -58,7 +58,7 @@ def _values(annotation: ast.expr) -> str:
         "Number": "whole number >= 0",
         "Share": "0 to 1",
         "Positive": "number > 0",
-        "WeightName": ", ".join(recipe.WeightName.__args__),  # type: ignore[attr-defined]
+        **{name: ", ".join(getattr(recipe, name).__args__) for name in ("WeightName", "TargetTokens", "CacheDtype")},
         "bool": "true, false",
         "str": "text",
         "tuple[Control, ...]": f"list of {', '.join(recipe.Control.__args__)}",  # type: ignore[attr-defined]

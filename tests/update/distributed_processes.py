@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from muscle.update.distributed import SharedLoader, over_processes, process, save_adapter
 from muscle.update.objectives import Compatibility
-from muscle.update.trainer import TrainingResult, mean_cross_entropy
+from muscle.update.trainer import TrainingResult, mean_cross_entropy, outcome
 from tests.update.training_world import COLLATOR, TRAINING, VALIDATION, compatibility, run, student, weights
 
 RUNS = {
@@ -77,8 +77,7 @@ def shard_with_fsdp2(out: Path) -> None:
     teachers = Compatibility(*(type(t)(sharded(t.model)) for t in (objective.old, objective.new)), objective.weight,
                              2.0, False, objective.ce_share)  # fmt: skip
     (batch,) = SharedLoader(TRAINING, 20, COLLATOR)  # 20 texts, and one
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    total, own_count, sums = teachers(logits, batch)
+    total, own_count, sums = outcome(model, teachers, batch)
     device = torch.device("cpu")
     loss, count, *statistics = over_processes([float(total), float(own_count), *map(float, sums.values())], device)
     (total / count * process()[1]).backward()  # FSDP averages over the processes

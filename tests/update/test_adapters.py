@@ -1,29 +1,44 @@
 """Task and compatibility adapters, from real task to a PEFT folder that loads."""
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from msgspec.structs import replace
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch.nn.functional import kl_div
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from muscle.errors import MuscleError
-from muscle.update.adapters import check_same_tokenizer, train_compatibility_adapter, train_task_adapter
+from muscle.update import adapters, models, teachers
+from muscle.update.adapters import (
+    cache_teacher,
+    check_same_tokenizer,
+    train_compatibility_adapter,
+    train_task_adapter,
+)
 from muscle.update.models import load_task_model, load_tokenizer
+from muscle.update.pipeline import Report
+from muscle.update.plan import Plan
 from muscle.update.recipe import (
     AlignmentSettings,
     Base,
     EvaluationSettings,
     LoraSettings,
+    SideName,
     TaskModel,
     TaskSettings,
     TrainingSettings,
+    WeightName,
 )
+from muscle.update.recipe_file import make_recipe
 from muscle.update.tasks import PaddingCollator, Task, TokenizedExamples, load_task
 
 SETTINGS = TrainingSettings(epochs=3, learning_rate=3e-2, batch_size=8, accumulation=1, warmup_steps=0)
@@ -70,6 +85,7 @@ def train(
     out: Path,
     old: TaskModel | None = None,
     new: TaskModel | None = None,
+    report: Report = silent,
 ) -> None:
     """Align on scenes, by default the world's two task models."""
     train_compatibility_adapter(
@@ -81,7 +97,7 @@ def train(
         settings,
         EvaluationSettings(),
         out,
-        silent,
+        report,
     )
 
 
@@ -141,12 +157,106 @@ def test_training_starts_from_the_new_task_adapter(world: Path, tmp_path: Path) 
     torch.testing.assert_close(student, log_probabilities(load_task_model(model(world, "v2", "new")), world))
 
 
-def test_cached_and_live_teachers_teach_alike(align: Callable[[AlignmentSettings], Path], world: Path) -> None:
-    cached, live = (
-        log_probabilities(load_task_model(model(world, "v2", align(AlignmentSettings(teachers=teachers)))), world)
-        for teachers in ("cached", "live")
+@pytest.mark.parametrize("weight", ["student_wrong", "always_old"])
+def test_cached_and_live_teachers_teach_alike(
+    weight: WeightName, align: Callable[[AlignmentSettings], Path], world: Path
+) -> None:
+    memory, disk, live = (
+        log_probabilities(load_task_model(model(world, "v2", align(alignment))), world)
+        for alignment in (AlignmentSettings(weight=weight, teacher_cache=where) for where in ("memory", "disk", "off"))
     )
-    torch.testing.assert_close(cached, live, rtol=1e-4, atol=1e-4)
+    assert torch.equal(memory, disk)
+    torch.testing.assert_close(memory, live, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("where", ["memory", "disk", "off"])
+@pytest.mark.parametrize("select_by", ["cross_entropy", "flips"])
+@pytest.mark.parametrize("adapter", ["new", None])
+def test_no_base_is_loaded_beside_one_that_is_not_needed(
+    where: Any, select_by: Any, adapter: str | None, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the student there is the old model where it is live, and never the new one a second time."""
+    alive: list[weakref.ref[torch.nn.Module]] = []
+    peak = [0]
+    load_base = models.load_base
+
+    def counting(wanted: Base) -> Any:
+        base = load_base(wanted)
+        alive.append(weakref.ref(base))
+        peak.append(sum(there() is not None for there in alive))
+        return base
+
+    monkeypatch.setattr(models, "load_base", counting)
+    gc.collect()
+    gc.disable()  # what is gone must not be gone by chance
+    try:
+        settings = replace(SETTINGS, epochs=1, select_by=select_by)
+        new = TaskModel(base=base(world, "v2"), adapter=adapter and str(world / adapter))
+        train(world, AlignmentSettings(teacher_cache=where), settings, tmp_path, new=new)
+    finally:
+        gc.enable()
+    assert max(peak) == (2 if where == "off" else 1)
+    assert len(alive) == (3 if select_by == "flips" else 2)
+
+
+@pytest.mark.parametrize("where", ["memory", "disk", "off"])
+def test_teachers_are_as_they_were_after_a_resumption(
+    where: Any, align: Callable[[AlignmentSettings], Path], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student that a checkpoint brings is not the new teacher: only its start is."""
+    alignment = AlignmentSettings(teacher_cache=where)
+
+    def killed(share: float, words: str) -> None:
+        if words.startswith("epoch 2"):
+            raise KeyboardInterrupt
+
+    straight = align(alignment)
+    with pytest.raises(KeyboardInterrupt):
+        train(world, alignment, SETTINGS, tmp_path, report=killed)
+    assert any((tmp_path / "checkpoints").glob("checkpoint-*/whole.json"))
+    if where == "disk":  # they are there still, so that nothing is run again
+        monkeypatch.setattr(teachers, "compute_states", None)
+    train(world, alignment, SETTINGS, tmp_path)
+    for name in ("adapter_model.safetensors", "log.jsonl"):
+        assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
+
+
+@pytest.mark.parametrize("where", ["memory", "off"])
+def test_what_is_saved_holds_nothing_of_the_teachers(
+    where: Any, align: Callable[[AlignmentSettings], Path], world: Path
+) -> None:
+    out = align(AlignmentSettings(teacher_cache=where))
+    saved, start = (load_file(folder / "adapter_model.safetensors") for folder in (out, world / "new"))
+    assert saved.keys() == start.keys()
+    assert not any("states" in path.name for path in out.iterdir())
+    for checkpoint in (out / "checkpoints").glob("checkpoint-*"):
+        assert load_file(checkpoint / "adapter_model.safetensors").keys() == start.keys()
+
+
+def test_teachers_that_a_stage_has_kept_are_not_run_again(
+    align: Callable[[AlignmentSettings], Path], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alignment, task = AlignmentSettings(teacher_cache="disk"), task_of(world, "scenes")
+    old, new = model(world, "v1", "old"), model(world, "v2", "new")
+    kept: dict[SideName, Path] = {"old": tmp_path / "old", "new": tmp_path / "new"}
+    for side, given in (("old", old), ("new", None)):
+        cache_teacher(given, new, task, "all", "auto", kept[side], silent)  # type: ignore[index]
+    straight, out = align(alignment), tmp_path / "out"
+    monkeypatch.setattr(teachers, "compute_states", None)
+    train_compatibility_adapter(old, new, task, alignment, LORA, SETTINGS, EvaluationSettings(), out, silent, kept)
+    weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (out, straight)]
+    assert weights[0] == weights[1]
+    assert not (out / "checkpoints" / "teachers").exists()
+
+
+@pytest.mark.parametrize("flag", ["FSDP", "DEEPSPEED", "PARALLELISM_CONFIG", None])
+def test_where_weights_are_to_be_sharded_no_teacher_shares_them(
+    flag: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if flag:
+        monkeypatch.setenv(f"ACCELERATE_USE_{flag}", "true")
+    assert adapters._is_sharded(SETTINGS) == bool(flag)
+    assert adapters._is_sharded(replace(SETTINGS, deepspeed="zero2.json"))
 
 
 def test_a_model_that_was_fine_tuned_whole_gets_a_fresh_adapter(world: Path, tmp_path: Path) -> None:
@@ -249,3 +359,24 @@ def test_without_held_out_items_the_last_epoch_is_kept(world: Path, tmp_path: Pa
     train_task_adapter(base(world, "v1"), task, LORA, SETTINGS, tmp_path, silent)
     result = json.loads((tmp_path / "training.json").read_text())["result"]
     assert (result["validation_cross_entropy"], result["best_epoch"]) == ([], 3)
+
+
+def test_the_stages_of_a_recipe_hand_their_states_on(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {
+        "old": {"base": str(world / "v1"), "adapters": {"scenes": str(world / "old")}},
+        "new": {"base": str(world / "v2"), "adapters": {"scenes": str(world / "new")}},
+        "tasks": {"scenes": {"include_path": str(world / "tasks"), "validation_share": None}},
+        "training": SETTINGS.as_dict() | {"epochs": 1},
+        "alignment": {"teacher_cache": "disk"},
+    }
+    stages = {stage.name: stage for stage in Plan(make_recipe(content)).stages()}
+    for name in ("teachers/scenes/old", "teachers/scenes/new", "adapters/scenes/muscle"):
+        if name.startswith("adapters"):
+            monkeypatch.setattr(teachers, "compute_states", None)  # all is there
+        stage = stages[name]
+        inputs = {keyword: tmp_path / read for keyword, read in stage.inputs.items()}
+        (tmp_path / name).mkdir(parents=True)
+        stage.function(tmp_path / name, silent, **stage.settings, **inputs)
+    assert (tmp_path / "adapters/scenes/muscle/adapter_model.safetensors").exists()

@@ -11,11 +11,13 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from muscle.update.distributed import SharedLoader, _Batches
-from muscle.update.trainer import mean_cross_entropy
+from muscle.update.trainer import mean_cross_entropy, outcome
 
 from .distributed_processes import RUNS
 from .training_world import COLLATOR, TRAINING, VALIDATION, compatibility, run, student, weights
@@ -73,8 +75,7 @@ def test_every_process_is_in_the_checkpoint(two: Path) -> None:
 
 def test_fsdp2_gives_the_loss_and_gradient_of_one_process(two: Path) -> None:
     model, batch = student(), COLLATOR([TRAINING[i] for i in range(len(TRAINING))])
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    total, count, sums = compatibility()(logits, batch)
+    total, count, sums = outcome(model, compatibility(), batch)
     (total / count).backward()
     said = json.loads((two / "sharded.json").read_text())
     assert said["loss"] == pytest.approx((total / count).item(), rel=1e-5)
@@ -97,16 +98,91 @@ def test_fsdp2_validates_and_saves_the_whole_adapter(two: Path) -> None:
     assert len(saved) == len(get_peft_model_state_dict(model))
 
 
+def lengths(texts: int) -> list[int]:
+    draw = torch.Generator().manual_seed(texts)
+    return torch.randint(1, 40, (texts,), generator=draw).tolist()
+
+
+def padding(batches: list[list[int]], of: list[int]) -> int:
+    return sum(max(of[text] for text in batch) - of[text] for batch in batches for text in batch)
+
+
+def steps(batches: list[list[int]], accumulation: int) -> list[list[int]]:
+    """The texts of each optimiser step, in their order."""
+    starts = range(0, len(batches), accumulation)
+    return [[text for batch in batches[start : start + accumulation] for text in batch] for start in starts]
+
+
 @pytest.mark.parametrize(("texts", "batch_size"), [(21, 4), (16, 4), (3, 4), (1, 1), (9, 1)])
 @pytest.mark.parametrize("processes", [2, 3])
-def test_every_text_counts_once_and_in_the_same_step(texts: int, batch_size: int, processes: int) -> None:
-    whole = list(_Batches(texts, batch_size * processes, 7, 0, 1, epoch=2))
-    shares = [list(_Batches(texts, batch_size, 7, rank, processes, epoch=2)) for rank in range(processes)]
+@pytest.mark.parametrize(("accumulation", "pool"), [(1, 1), (2, 1), (2, 3)])
+def test_every_text_counts_once_and_in_the_same_step(
+    texts: int, batch_size: int, processes: int, accumulation: int, pool: int
+) -> None:
+    settings: dict[str, int] = {"accumulation": accumulation, "length_pool": pool, "epoch": 2}
+    of = lengths(texts)
+    whole = list(_Batches(of, batch_size * processes, 7, 0, 1, **settings))
+    shares = [list(_Batches(of, batch_size, 7, rank, processes, **settings)) for rank in range(processes)]
     for step, parts in zip(whole, zip(*shares, strict=True), strict=True):
         assert [text for part in parts for text in part if text >= 0] == step
         assert all(0 < len(part) <= batch_size for part in parts)
         assert all(-1 - text in step for part in parts for text in part if text < 0)
     assert sorted(text for step in whole for text in step) == list(range(texts))
+
+
+@given(texts=st.integers(1, 200), batch_size=st.integers(1, 5), accumulation=st.integers(2, 6), epoch=st.integers(0, 3))
+def test_sorted_texts_stay_in_their_step(texts: int, batch_size: int, accumulation: int, epoch: int) -> None:
+    of = lengths(texts)
+    plain = list(_Batches(of, batch_size, 7, 0, 1, epoch=epoch))
+    found = list(_Batches(of, batch_size, 7, 0, 1, accumulation, epoch=epoch))
+    assert [len(batch) for batch in found] == [len(batch) for batch in plain]
+    for before, after in zip(steps(plain, accumulation), steps(found, accumulation), strict=True):
+        assert set(after) == set(before)
+        assert [of[text] for text in after] == sorted((of[text] for text in before), reverse=True)
+    assert padding(found, of) <= padding(plain, of)
+
+
+@given(texts=st.integers(1, 200), pool=st.integers(2, 9), seed=st.integers(0, 9))
+def test_pools_of_steps(texts: int, pool: int, seed: int) -> None:
+    """Each text once, whatever the batches and processes that a step is made of; texts left over stay the last step."""
+    size, of = 12, lengths(texts)
+    ways = []
+    for processes, accumulation in ((1, 2), (1, 3), (2, 2), (3, 4)):
+        each = size // processes // accumulation
+        shares = [[*_Batches(of, each, seed, rank, processes, accumulation, pool, 1)] for rank in range(processes)]
+        batches = [[text for part in parts for text in part if text >= 0] for parts in zip(*shares, strict=True)]
+        ways.append(steps(batches, accumulation))
+    assert ways[0] == ways[1] == ways[2] == ways[3]
+    assert sorted(text for step in ways[0] for text in step) == list(range(texts))
+    assert [len(step) for step in ways[0][:-1]] == [size] * (len(ways[0]) - 1)
+    drawn = [text for batch in _Batches(of, size, seed, 0, 1, epoch=1) for text in batch]
+    for start in range(0, texts - texts % size, size * pool):
+        stop = min(start + size * pool, texts - texts % size)
+        together = ways[0][start // size : stop // size]
+        assert {text for step in together for text in step} == set(drawn[start:stop])
+        by_length = sorted(([of[text] for text in step] for step in together), reverse=True)
+        assert [n for step in by_length for n in step] == sorted((of[text] for text in drawn[start:stop]), reverse=True)
+    assert set(drawn[texts - texts % size :]) == {text for step in ways[0][texts // size :] for text in step}
+
+
+def test_padding_falls_and_steps_of_a_pool_come_in_random_order() -> None:
+    of = lengths(960)
+    ways = {pool: list(_Batches(of, 4, 0, 0, 1, 8, pool)) for pool in (1, 5, 30)}
+    unsorted = padding(list(_Batches(of, 4, 0, 0, 1)), of)
+    assert padding(ways[1], of) < 0.35 * unsorted
+    assert padding(ways[5], of) < 0.5 * padding(ways[1], of)
+    firsts = [of[step[0]] for step in steps(ways[30], 8)]
+    assert firsts != sorted(firsts, reverse=True)
+    other = [of[step[0]] for step in steps([*_Batches(of, 4, 0, 0, 1, 8, 30, epoch=1)], 8)]
+    assert sorted(firsts) == sorted(other)
+    assert firsts != other
+
+
+def test_a_data_set_that_is_only_gone_through_is_sorted_whole() -> None:
+    (longest, *_, shortest) = SharedLoader(VALIDATION, 2, COLLATOR)
+    by_length = sorted((len(text) for text in VALIDATION.ids), reverse=True)
+    assert longest["attention_mask"].sum(1).tolist() == by_length[:2]
+    assert shortest["attention_mask"].sum(1).tolist() == by_length[-1:]
 
 
 def test_configurations_of_the_docs_are_understood() -> None:
@@ -118,9 +194,12 @@ def test_configurations_of_the_docs_are_understood() -> None:
 
 
 def test_order_changes_with_the_epoch_and_the_seed() -> None:
-    orders = [next(iter(_Batches(21, 21, seed, 0, 1, epoch))) for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    alike = [1] * 21
+    orders = [
+        next(iter(_Batches(alike, 21, seed, 0, 1, epoch=epoch))) for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))
+    ]
     assert len(set(map(tuple, orders))) == 4
-    assert [*_Batches(5, 2, None, 0, 1)] == [[0, 1], [2, 3], [4]]
+    assert [*_Batches(alike[:5], 2, None, 0, 1)] == [[0, 1], [2, 3], [4]]
 
 
 def test_a_text_that_does_not_count_has_no_target() -> None:

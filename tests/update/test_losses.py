@@ -1,107 +1,57 @@
-"""Loss and gradient against a naive float64 reference that shares no trick with the code."""
+"""Loss and gradient, row by row and in chunks, against a naive float64 reference that shares no trick with the code."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from muscle.update.losses import cross_entropy, divergence
+from muscle.update import losses
+from muscle.update.heads import Head
+from muscle.update.losses import Aim, Take, cross_entropy, divergence, loss_of_rows
 
 from .reference import kl, softmax
 
-B, T, V = 3, 5, 7
+N, H, V = 15, 6, 7
 
 EVERY_TEMPERATURE = pytest.mark.parametrize("temperature", [1.0, 2.0, 0.5])
 
 
+def draw(seed: int, *shape: int) -> Tensor:
+    return 3 * torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
 def logits(seed: int) -> Tensor:
-    return 3 * torch.randn(B, T, V, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return draw(seed, N, V)
 
 
-def mask(seed: int, share: float = 0.7) -> Tensor:
-    return torch.rand(B, T, generator=torch.Generator().manual_seed(seed)) < share
-
-
-def targets(seed: int) -> Tensor:
-    return torch.randint(V, (B, T), generator=torch.Generator().manual_seed(seed))
+def targets(seed: int, rows: int = N, vocabulary: int = V) -> Tensor:
+    return torch.randint(vocabulary, (rows,), generator=torch.Generator().manual_seed(seed))
 
 
 @EVERY_TEMPERATURE
 @given(seed=st.integers(0, 10_000))
-def test_divergence_with_a_mask_is_equation_1(seed: int, temperature: float) -> None:
-    student, old, new = (logits(3 * seed + k) for k in range(3))
-    m, counted = mask(seed), mask(seed + 1)
-    total, count, sums = divergence(student, old, new, m.float(), counted, temperature)
-    expected = to_old = to_new = 0.0
-    for b, i in counted.nonzero().tolist():
-        z_c, z_1, z_2 = (softmax(model[b, i].tolist(), temperature) for model in (student, old, new))
-        a_v1, a_v2 = kl(z_1, z_c), kl(z_2, z_c)
-        m_i = int(m[b, i])
-        expected += m_i * a_v1 + (1 - m_i) * a_v2
-        to_old, to_new = to_old + a_v1, to_new + a_v2
-    assert total.item() == pytest.approx(expected, rel=1e-10)
-    assert count.item() == counted.sum().item()
-    assert {name: value.item() for name, value in sums.items()} == {
-        "old_divergence": pytest.approx(to_old, rel=1e-10),
-        "new_divergence": pytest.approx(to_new, rel=1e-10),
-        "aligned_to_old": (m & counted).sum().item(),
-    }
-
-
-@EVERY_TEMPERATURE
-@given(seed=st.integers(0, 10_000))
-def test_divergence_between_the_teachers_is_to_their_logits_mixture(seed: int, temperature: float) -> None:
-    student, old, new = (logits(3 * seed + k) for k in range(3))
-    w = torch.rand(B, T, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    counted = mask(seed)
-    expected = 0.0
-    for b, i in counted.nonzero().tolist():
-        w_i = w[b, i].item()
-        mixed = [w_i * x + (1 - w_i) * y for x, y in zip(old[b, i].tolist(), new[b, i].tolist(), strict=True)]
-        expected += kl(softmax(mixed, temperature), softmax(student[b, i].tolist(), temperature))
-    total, _, sums = divergence(student, old, new, w, counted, temperature)
-    assert total.item() == pytest.approx(expected, rel=1e-10)
-    assert sums["aligned_to_old"].item() == pytest.approx(w[counted].sum().item())
-
-
-@EVERY_TEMPERATURE
-@pytest.mark.parametrize("squared", [False, True])
-def test_gradient_of_the_divergence(temperature: float, squared: bool) -> None:
-    student, old, new = (logits(seed).requires_grad_() for seed in range(3))
-    w = torch.rand(B, T, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    counted = mask(0)
-    total, _, sums = divergence(student, old, new, w, counted, temperature, squared)
-    assert not any(value.requires_grad for value in sums.values())
-    total.backward()
+def test_divergence_and_its_gradient(seed: int, temperature: float) -> None:
+    student, teacher = logits(2 * seed).requires_grad_(), logits(2 * seed + 1).requires_grad_()
+    found = divergence(student, teacher.detach(), temperature)
+    found.sum().backward()
     assert student.grad is not None
-    assert old.grad is new.grad is w.grad is None  # teachers and weights are given, not learnt
-    for b in range(B):
-        for i in range(T):
-            w_i = w[b, i].item()
-            mixed = [w_i * x + (1 - w_i) * y for x, y in zip(old[b, i].tolist(), new[b, i].tolist(), strict=True)]
-            p, q = softmax(mixed, temperature), softmax(student[b, i].tolist(), temperature)
-            # d/dz KL(p || softmax(z / T)) = (softmax(z / T) - p) / T, by hand
-            scale = temperature**2 if squared else 1.0
-            by_hand = [scale * (y - x) / temperature for x, y in zip(p, q, strict=True)]
-            expected = by_hand if counted[b, i] else [0.0] * V
-            assert student.grad[b, i].tolist() == pytest.approx(expected, abs=1e-12)
-
-
-@EVERY_TEMPERATURE
-def test_squared_temperature_is_a_factor_of_the_loss_alone(temperature: float) -> None:
-    arguments = logits(0), logits(1), logits(2), mask(0).float(), mask(1), temperature
-    (plain, count, sums), (squared, same_count, same_sums) = divergence(*arguments), divergence(*arguments, True)
-    assert squared.item() == plain.item() * temperature**2
-    assert (same_count, same_sums) == (count, sums)
+    for i in range(N):
+        p, q = (softmax(z[i].tolist(), temperature) for z in (teacher, student))
+        assert found[i].item() == pytest.approx(kl(p, q), rel=1e-10)
+        # d/dz KL(p || softmax(z / T)) = (softmax(z / T) - p) / T, by hand
+        by_hand = [(y - x) / temperature for x, y in zip(p, q, strict=True)]
+        assert student.grad[i].tolist() == pytest.approx(by_hand, abs=1e-12)
 
 
 def test_squared_temperature_keeps_the_gradient_of_a_high_temperature() -> None:
     """T^2 KL tends to half the mean squared difference of centred logits (Hinton et al. 2015, section 2.1)."""
-    student, teacher, counted = logits(0).requires_grad_(), logits(1), torch.ones(B, T, dtype=torch.bool)
-    total, _, _ = divergence(student, teacher, teacher, torch.ones(B, T), counted, 1e5, squared_temperature=True)
+    student, teacher = logits(0).requires_grad_(), logits(1)
+    total = 1e5**2 * divergence(student, teacher, 1e5).sum()
     total.backward()
     difference = (student - student.mean(-1, keepdim=True)) - (teacher - teacher.mean(-1, keepdim=True))
     assert total.item() == pytest.approx(0.5 * difference.square().sum().item() / V, rel=1e-3)
@@ -110,62 +60,216 @@ def test_squared_temperature_keeps_the_gradient_of_a_high_temperature() -> None:
 
 @given(seed=st.integers(0, 10_000), temperature=st.floats(0.1, 10))
 def test_divergence_is_zero_only_towards_itself(seed: int, temperature: float) -> None:
-    student, other, w = logits(seed), logits(seed + 1), mask(seed).float()
-    counted = torch.ones(B, T, dtype=torch.bool)
-    total, _, sums = divergence(student, student + 3, student - 3, w, counted, temperature)
-    assert total.item() == pytest.approx(0, abs=1e-9)
-    assert sums["old_divergence"].item() == pytest.approx(0, abs=1e-9)
-    assert divergence(student, other, other, w, counted, temperature)[0].item() > 1e-3
+    student, other = logits(seed), logits(seed + 1)
+    assert divergence(student, student + 3, temperature).tolist() == pytest.approx([0.0] * N, abs=1e-9)
+    assert divergence(student, other, temperature).sum() > 1e-3
 
 
 def test_cross_entropy_and_its_gradient() -> None:
-    student, gold, counted = logits(0).requires_grad_(), targets(1), mask(1)
-    total, count = cross_entropy(student, gold, counted)
-    total.backward()
+    student, gold = logits(0).requires_grad_(), targets(1)
+    found = cross_entropy(student, gold)
+    found.sum().backward()
     assert student.grad is not None
-    expected = 0.0
-    for b in range(B):
-        for i in range(T):
-            q, y = softmax(student[b, i].tolist()), int(gold[b, i])
-            expected -= math.log(q[y]) if counted[b, i] else 0.0
-            # d/dz -log softmax(z)[y] = softmax(z) - onehot(y)
-            by_hand = [(q[v] - (v == y)) if counted[b, i] else 0.0 for v in range(V)]
-            assert student.grad[b, i].tolist() == pytest.approx(by_hand, abs=1e-12)
-    assert total.item() == pytest.approx(expected)
-    assert count.item() == counted.sum().item()
+    for i, y in enumerate(gold.tolist()):
+        q = softmax(student[i].tolist())
+        assert found[i].item() == pytest.approx(-math.log(q[y]))
+        # d/dz -log softmax(z)[y] = softmax(z) - onehot(y)
+        assert student.grad[i].tolist() == pytest.approx([q[v] - (v == y) for v in range(V)], abs=1e-12)
+
+
+# --------------------------------------------------------------------------------- chunk by chunk
+
+
+def aims(gold: Tensor, teacher: Tensor | None = None, **shares: float) -> Take:
+    def take(logits: Tensor, rows: slice) -> Aim:
+        noted = {"first": logits[:, 0], "row": torch.arange(len(gold))[rows]}
+        return Aim(gold[rows], teacher=None if teacher is None else teacher[rows], noted=noted, **shares)
+
+    return take
+
+
+def naive(
+    states: Tensor, head: Callable[[Tensor], Tensor], take: Take
+) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    """All logits at once, in float64, and autograd: sum, losses by row, gradient of the states."""
+    wide = states.detach().double().requires_grad_()
+    z = head(wide)
+    aim = take(z.detach(), slice(None))
+    columns = {"cross_entropy": -z.log_softmax(-1)[range(len(z)), aim.targets]}
+    total = aim.ce_share * columns["cross_entropy"].sum()
+    if aim.teacher is not None:
+        t = aim.teacher.double()
+        p, q = (x[:, : t.shape[-1]].div(aim.temperature).softmax(-1) for x in (t, z))
+        columns["divergence"] = (p * (p / q).log()).sum(-1)
+        total = total + aim.divergence_share * columns["divergence"].sum()
+    total.backward()
+    return total, columns, wide.grad
+
+
+def linear(seed: int, bias: bool, dtype: torch.dtype, rows: int = V) -> nn.Linear:
+    layer = nn.Linear(H, rows, bias).to(dtype).requires_grad_(False)
+    for i, weight in enumerate(layer.parameters()):
+        weight.copy_(draw(seed + i, *weight.shape) / 4)
+    return layer
+
+
+def assert_near(found: Tensor, expected: Tensor | None, tolerance: float, terms: float = 0.0) -> None:
+    """Relative to the largest, or to the terms where these cancel: one softmax less another is as exact as each."""
+    assert expected is not None
+    assert (found.double() - expected).abs().max() <= tolerance * max(expected.abs().max().item(), terms)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(1, 13),
+    chunk=st.integers(1, 14),
+    shared=st.integers(2, V),
+    temperature=st.floats(0.3, 20),
+    ce_share=st.sampled_from([0.0, 0.3, 1.0]),
+    squared=st.booleans(),
+    bias=st.booleans(),
+    scale=st.sampled_from([1.0, 0.25, 3.0]),
+    softcap=st.sampled_from([None, 2.0, 30.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    trained=st.booleans(),
+)
+def test_chunks_have_the_sum_and_gradient_of_the_whole(
+    seed: int,
+    rows: int,
+    chunk: int,
+    shared: int,
+    temperature: float,
+    ce_share: float,
+    squared: bool,
+    bias: bool,
+    scale: float,
+    softcap: float | None,
+    dtype: torch.dtype,
+    trained: bool,
+) -> None:
+    layer = linear(seed, bias, dtype)
+    head, reference = Head(layer, scale, softcap), Head(linear(seed, bias, torch.float64), scale, softcap)
+    reference.load_state_dict(head.state_dict())
+    for weights in (layer, reference):
+        weights.requires_grad_(trained)
+    states = draw(seed + 2, rows, H).to(dtype).requires_grad_()
+    teacher = draw(seed + 3, rows, shared).to(dtype)
+    share = (1 - ce_share) * (temperature**2 if squared else 1.0)
+    take = aims(targets(seed, rows), teacher, ce_share=ce_share, divergence_share=share, temperature=temperature)
+    expected, columns, gradient = naive(states, reference, take)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "LEAST_ROWS", chunk)
+        patch.setitem(losses.LOGITS_AT_A_TIME, "cpu", 0)
+        total, by_row = loss_of_rows(states, head, take)
+        (3 * total).backward()
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    assert total.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance)
+    for name, column in columns.items():
+        torch.testing.assert_close(by_row[name].double(), column.detach(), rtol=tolerance, atol=tolerance)
+        assert not by_row[name].requires_grad
+    assert by_row["row"].tolist() == list(range(rows))
+    assert set(by_row) == {"cross_entropy", "divergence", "first", "row"}
+    assert states.grad is not None
+    assert gradient is not None
+    terms = 0.3 * (ce_share + share / temperature) * scale
+    assert_near(states.grad, 3 * gradient, tolerance, terms * layer.weight.abs().max().item())
+    for weight, wide in zip(layer.parameters(), reference.parameters(), strict=True):
+        assert (weight.grad is not None) == trained
+        if weight.grad is not None and wide.grad is not None:
+            assert_near(weight.grad, 3 * wide.grad, tolerance, terms * states.abs().max().item())
+
+
+def test_logits_are_never_there_in_whole() -> None:
+    seen: list[int] = []
+
+    def head(rows: Tensor) -> Tensor:
+        seen.append(len(rows))
+        return layer(rows)
+
+    layer, n = linear(0, True, torch.float32), 3 * losses.LEAST_ROWS + 5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(losses.LOGITS_AT_A_TIME, "cpu", 10 * V)
+        loss_of_rows(draw(1, n, H).float().requires_grad_(), head, aims(targets(0, n)))[0].backward()
+    assert max(seen) == losses.LEAST_ROWS
+    assert sum(seen) == n  # one product each; the gradient makes no logits
+
+
+def test_without_a_gradient_none_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.autograd, "grad", lambda *_: pytest.fail("asked for"))
+    states, head, take = draw(0, N, H), linear(0, False, torch.float64), aims(targets(1), logits(2))
+    expected, _, _ = naive(states, head, take)
+    with torch.no_grad():
+        total, _ = loss_of_rows(states, head, take)
+    assert total.item() == pytest.approx(expected.item())
+    assert not total.requires_grad
+
+
+def test_states_that_are_logits_stay_as_they_are() -> None:
+    """Of a model whose head is not known, the logits themselves are the states."""
+    states, kept = logits(0).requires_grad_(), logits(0)
+    take = aims(targets(1), logits(2), ce_share=0.5, divergence_share=0.5)
+    total, _ = loss_of_rows(states, nn.Identity(), take)
+    total.backward()
+    assert torch.equal(states, kept)
+    expected, _, gradient = naive(kept, nn.Identity(), take)
+    assert total.item() == pytest.approx(expected.item())
+    torch.testing.assert_close(states.grad, gradient)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_softmaxes_of_half_precision_logits_are_in_float32(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("trained", [False, True])
+def test_softmaxes_of_half_precision_logits_are_in_float32(dtype: torch.dtype, trained: bool) -> None:
     """The only rounding is that of the logits themselves, and of the gradient on its way back."""
-    student, old, new = (20 * logits(seed).to(dtype) for seed in range(3))
-    student.requires_grad_()
-    wide, gold, w, counted = student.detach().double().requires_grad_(), targets(0), mask(0).float(), mask(1)
-    for half, exact in (
-        (cross_entropy(student, gold, counted)[0], cross_entropy(wide, gold, counted)[0]),
-        (
-            divergence(student, old, new, w, counted, 3.0)[0],
-            divergence(wide, old.double(), new.double(), w, counted, 3.0)[0],
-        ),
-    ):
-        student.grad = wide.grad = None
-        half.backward()
-        exact.backward()
-        assert half.dtype == torch.float32
-        assert half.item() == pytest.approx(exact.item(), rel=1e-5)
-        assert student.grad is not None
-        assert student.grad.dtype == dtype
-        torch.testing.assert_close(student.grad.double(), wide.grad, rtol=1e-2, atol=1e-6)
+    layer = linear(0, False, dtype).requires_grad_(trained)
+    states, teacher = (5 * draw(1, N, H)).to(dtype).requires_grad_(), (5 * logits(2)).to(dtype)
+    take = aims(targets(3), teacher, ce_share=0.5, divergence_share=0.5, temperature=3.0)
+    total, by_row = loss_of_rows(states, layer, take)
+    assert total.dtype == by_row["cross_entropy"].dtype == by_row["divergence"].dtype == torch.float32
+    expected, columns, gradient = naive(states, lambda rows: _rounded(rows, layer), take)
+    for name, column in columns.items():
+        torch.testing.assert_close(by_row[name].double(), column.detach(), rtol=1e-5, atol=1e-6)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    total.backward()
+    assert states.grad is not None
+    assert states.grad.dtype == dtype
+    assert_near(states.grad, gradient, 2e-2)
 
 
-def test_a_batch_without_targets_keeps_its_graph() -> None:
-    student, nothing = logits(0).requires_grad_(), torch.zeros(B, T, dtype=torch.bool)
-    for total, count, *sums in (
-        cross_entropy(student, torch.full((B, T), -100), nothing),
-        divergence(student, logits(1), logits(2), torch.ones(B, T), nothing),
-    ):
-        assert (total.item(), count.item()) == (0.0, 0)
-        assert all(value.item() == 0 for group in sums for value in group.values())
-        total.backward()
-    assert student.grad is not None
-    assert not student.grad.any()
+def _rounded(rows: Tensor, layer: nn.Linear) -> Tensor:
+    """The values of the layer's coarse logits, and the gradient of exact ones."""
+    exact: Tensor = rows @ layer.weight.double().T
+    return exact + (layer(rows.to(layer.weight.dtype)).double() - exact).detach()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_mixed_precision_is_the_heads_alone(trained: bool) -> None:
+    layer = linear(0, True, torch.float32).requires_grad_(trained)
+    states, teacher = draw(1, N, H).float().requires_grad_(), logits(2).float()
+    seen: list[torch.dtype] = []
+
+    def take(z: Tensor, rows: slice) -> Aim:
+        seen.append(z.dtype)
+        return replace(aims(targets(3), teacher, divergence_share=1.0)(z, rows), noted={})
+
+    with torch.autocast("cpu", torch.bfloat16):
+        total, by_row = loss_of_rows(states, layer, take)
+    total.backward()
+    assert set(seen) == {torch.bfloat16}
+    rounded = layer(states.float()).detach() if trained else layer.bfloat16()(states.bfloat16()).float()
+    assert by_row["divergence"].dtype == torch.float32
+    torch.testing.assert_close(by_row["cross_entropy"], cross_entropy(rounded, targets(3)), rtol=2e-2, atol=0.1)
+    assert states.grad is not None
+    assert states.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_no_rows_keep_the_graph(trained: bool) -> None:
+    states, layer = draw(0, 0, H).requires_grad_(), linear(0, False, torch.float64).requires_grad_(trained)
+    total, by_row = loss_of_rows(states, layer, aims(targets(0, 0), draw(1, 0, V), divergence_share=1.0))
+    assert total.item() == 0
+    assert {name: tuple(column.shape) for name, column in by_row.items()} == dict.fromkeys(
+        ("cross_entropy", "divergence", "first", "row"), (0,)
+    )
+    total.backward()
+    assert states.grad is not None
+    assert trained == (layer.weight.grad is not None)

@@ -7,10 +7,14 @@ from typing import get_args
 
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from muscle.errors import MuscleError
-from muscle.update.objectives import Compatibility, compatibility, task_objective
+from muscle.update import losses
+from muscle.update.heads import Head
+from muscle.update.objectives import Compatibility, Objective, Outcome, compatibility, task_objective
 from muscle.update.recipe import AlignmentSettings, WeightName
 from muscle.update.tasks import IGNORED
 from muscle.update.weights import student_wrong
@@ -29,9 +33,21 @@ class Fixed:
     """A teacher that always says the same; stands in for real ones, which their own tests compare with a model."""
 
     said: Tensor
+    """Logits (texts, T, V)."""
+    asked: list[int] = field(default_factory=list)
+    """Rows that its head was asked for, time after time."""
 
-    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
-        return self.said[batch["index"]]
+    def states(self, batch: Mapping[str, Tensor], counted: Tensor) -> tuple[Tensor, Head]:
+        return self.said[batch["index"]][:, :-1][counted], Head(self.hear)
+
+    def hear(self, rows: Tensor) -> Tensor:
+        self.asked.append(len(rows))
+        return rows.clone()
+
+
+def outcome(objective: Objective, logits: Tensor, rows: Mapping[str, Tensor] | None = None) -> Outcome:
+    """Of a student whose final hidden states are its logits: heads have their own tests."""
+    return objective(batch() if rows is None else rows)(logits, Head(nn.Identity()))
 
 
 def batch() -> dict[str, Tensor]:
@@ -87,7 +103,7 @@ def expected(student: Tensor, old: Tensor, new: Tensor, settings: AlignmentSetti
             for v, (p, q_v) in enumerate(zip(p_1 if m[i] else p_2, q, strict=True)):
                 gradient[v] += (1 - ce_share) * scale * (q_v - p) / t
             sums.gradient[row, i] = gradient
-            here = (ce, argmax(full[i]) == y, a_v1, a_v2, m[i])
+            here = (ce, argmax(full[i]) == y, a_v1 if m[i] else 0, 0 if m[i] else a_v2, m[i])
             for name, value in zip(sums.statistics, here, strict=True):
                 sums.statistics[name] += float(value or 0)
     return sums
@@ -104,7 +120,7 @@ def test_compatibility_is_the_papers_sum(
     student, old, new = (said(seed, rows) for seed, rows in enumerate(vocabularies))
     student.requires_grad_()
     settings = AlignmentSettings(weight=weight, temperature=temperature, squared_temperature=squared, ce_share=ce_share)
-    total, count, statistics = compatibility(Fixed(old), Fixed(new), settings)(student, batch())
+    total, count, statistics = outcome(compatibility(Fixed(old), Fixed(new), settings), student)
     total.backward()
 
     sums = expected(student.detach(), old, new, settings)
@@ -129,7 +145,7 @@ def test_the_batch_tries_both_sides_of_every_mask() -> None:
 
 def test_task_objective_is_cross_entropy() -> None:
     student = said(0).requires_grad_()
-    total, count, statistics = task_objective(student, batch())
+    total, count, statistics = outcome(task_objective, student)
     total.backward()
     sums = expected(student.detach(), said(1), said(2), AlignmentSettings(ce_share=1.0))
     assert total.item() == statistics["cross_entropy"].item() == pytest.approx(sums.total)
@@ -144,19 +160,85 @@ def test_task_objective_is_cross_entropy() -> None:
 @EVERY_WEIGHT
 def test_equal_teachers_make_the_mask_irrelevant(weight: WeightName) -> None:
     teacher = Fixed(said(1))
-    total, _, statistics = compatibility(teacher, teacher, AlignmentSettings(weight=weight))(said(0), batch())
-    assert total.item() == pytest.approx(statistics["old_divergence"].item())
-    assert statistics["old_divergence"] == statistics["new_divergence"]
+    total, _, _ = outcome(compatibility(teacher, teacher, AlignmentSettings(weight=weight)), said(0))
+    always, _, _ = outcome(compatibility(teacher, None, AlignmentSettings(weight="always_old")), said(0))
+    assert total.item() == pytest.approx(always.item())
 
 
 def test_weights_between_the_teachers_are_allowed() -> None:
     old, new, student = said(1), said(2), said(0)
-    half = Compatibility(Fixed(old), Fixed(new), lambda inputs: torch.full(inputs.targets.shape, 0.5), 2.0, False, 0.0)
+    half = Compatibility(Fixed(old), Fixed(new), lambda targets: torch.full(targets.shape, 0.5), 2.0, False, 0.0)
     between = Fixed((old + new) / 2)
-    total, count, statistics = half(student, batch())
-    alone = compatibility(between, between, AlignmentSettings())(student, batch())
-    assert total.item() == pytest.approx(alone[0].item())
+    total, count, statistics = outcome(half, student)
+    alone, _, _ = outcome(compatibility(between, between, AlignmentSettings()), student)
+    assert total.item() == pytest.approx(alone.item())
     assert statistics["aligned_to_old"] == count / 2
+    assert statistics["old_divergence"] == statistics["new_divergence"] == pytest.approx(total.item() / 2)
+
+
+@given(seed=st.integers(0, 10_000), chunk=st.integers(1, 12))
+def test_any_mixture_row_by_row_in_chunks_of_any_size(seed: int, chunk: int) -> None:
+    """Some rows are the old teacher's, some the new one's, some lie between."""
+    student, old, new = (said(3 * seed + k) for k in range(3))
+    rows, generator = batch(), torch.Generator().manual_seed(seed)
+    counted = (rows["labels"][:, 1:] != IGNORED).nonzero().tolist()
+    drawn = torch.rand(len(counted), generator=generator).mul(2).sub(0.5).clamp(0, 1)
+
+    def weight(targets: Tensor, sequence: Tensor) -> Tensor:  # reading `sequence`, it is asked once for all rows
+        assert len(targets) == len(sequence) == len(drawn)
+        return drawn
+
+    objective = Compatibility(Fixed(old), Fixed(new), weight, 2.0, False, 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "LEAST_ROWS", chunk)
+        patch.setitem(losses.LOGITS_AT_A_TIME, "cpu", 0)
+        total, _, statistics = outcome(objective, student)
+    expected = to_old = 0.0
+    for (row, i), w in zip(counted, drawn.tolist(), strict=True):
+        source = rows["index"][row]
+        mixed = [w * x + (1 - w) * y for x, y in zip(old[source, i].tolist(), new[source, i].tolist(), strict=True)]
+        away = kl(softmax(mixed, 2.0), softmax(student[row, i].tolist(), 2.0))
+        expected, to_old = expected + away, to_old + w * away
+    assert total.item() == pytest.approx(expected, rel=1e-6)
+    assert statistics["old_divergence"].item() == pytest.approx(to_old, rel=1e-6)
+    assert statistics["new_divergence"].item() == pytest.approx(expected - to_old, rel=1e-6)
+
+
+def test_a_teacher_is_asked_only_where_it_rules() -> None:
+    old, new = Fixed(said(1)), Fixed(said(2))
+    _, count, statistics = outcome(compatibility(old, new, AlignmentSettings()), said(0))
+    ruled = int(statistics["aligned_to_old"])
+    assert 0 < ruled < count
+    assert (sum(old.asked), sum(new.asked)) == (ruled, count - ruled)
+    old.asked.clear()
+    outcome(compatibility(old, None, AlignmentSettings(weight="always_old")), said(0))
+    assert sum(old.asked) == count
+
+
+@EVERY_WEIGHT
+def test_a_weight_is_that_of_all_logits_at_once_whatever_the_chunks(weight: WeightName) -> None:
+    objective = compatibility(Fixed(said(1)), Fixed(said(2)), AlignmentSettings(weight=weight, ce_share=0.3))
+    total, _, statistics = outcome(objective, said(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "LEAST_ROWS", 2)
+        patch.setitem(losses.LOGITS_AT_A_TIME, "cpu", 0)
+        in_pairs, _, same = outcome(objective, said(0))
+    assert in_pairs.item() == pytest.approx(total.item())
+    assert {name: value.item() for name, value in same.items()} == pytest.approx(
+        {name: value.item() for name, value in statistics.items()}
+    )
+
+
+def test_teachers_are_asked_before_the_student_runs() -> None:
+    asked = []
+
+    class Noting(Fixed):
+        def states(self, batch: Mapping[str, Tensor], counted: Tensor) -> tuple[Tensor, Head]:
+            asked.append(counted.sum().item())
+            return super().states(batch, counted)
+
+    compatibility(Noting(said(1)), Noting(said(2)), AlignmentSettings())(batch())
+    assert asked == [(batch()["labels"][:, 1:] != IGNORED).sum()] * 2
 
 
 @pytest.mark.parametrize("smaller", range(3))
@@ -165,14 +247,14 @@ def test_a_target_that_not_every_model_knows_is_refused(smaller: int) -> None:
     rows = batch()
     rows["labels"][0, 1] = V - 1
     with pytest.raises(MuscleError, match=rf"token {V - 1} .* first {V - 1} rows .*: choose bases with the same added"):
-        compatibility(Fixed(old), Fixed(new), AlignmentSettings())(student, rows)
+        outcome(compatibility(Fixed(old), Fixed(new), AlignmentSettings()), student, rows)
 
 
 def test_tokens_that_are_no_targets_may_lie_beyond_the_shared_rows() -> None:
     rows = batch()
     rows["labels"][rows["labels"] == V - 1] = IGNORED
     objective = compatibility(Fixed(said(1, V - 1)), Fixed(said(2)), AlignmentSettings())
-    assert objective(said(0), rows)[1] == (rows["labels"][:, 1:] != IGNORED).sum()
+    assert outcome(objective, said(0), rows)[1] == (rows["labels"][:, 1:] != IGNORED).sum()
 
 
 @EVERY_WEIGHT
@@ -182,7 +264,7 @@ def test_a_batch_without_targets_keeps_its_graph(weight: WeightName, ce_share: f
     student, rows = said(0, dtype=dtype).requires_grad_(), batch()
     rows["labels"].fill_(IGNORED)
     settings = AlignmentSettings(weight=weight, ce_share=ce_share)
-    total, count, statistics = compatibility(Fixed(said(1)), Fixed(said(2)), settings)(student, rows)
+    total, count, statistics = outcome(compatibility(Fixed(said(1)), Fixed(said(2)), settings), student, rows)
     total.backward()
     assert (total.item(), count.item()) == (0.0, 0)
     assert all(value.item() == 0 for value in statistics.values())
@@ -194,7 +276,7 @@ def test_ties_of_coarse_logits_go_to_the_first_token() -> None:
     """In bfloat16 several tokens are often equally likely: the mask and the accuracy must decide alike."""
     student = torch.zeros(len(LENGTHS), WIDTH, V, dtype=torch.bfloat16)
     objective = Compatibility(Fixed(said(1)), Fixed(said(2)), student_wrong, 2.0, False, 0.0)
-    _, count, statistics = objective(student, batch())
+    _, count, statistics = outcome(objective, student)
     zeros = (batch()["labels"][:, 1:] == 0).sum()
     assert statistics["token_accuracy"] == zeros
     assert statistics["aligned_to_old"] == count - zeros

@@ -52,7 +52,10 @@ def recipes() -> list[Any]:
     return [pytest.param(read_recipe(file), id=str(file.relative_to(PROJECT_TASKS.parent))) for file in files]
 
 
-@pytest.mark.parametrize("recipe", [*recipes(), *map(make_recipe, (HUB, SCRATCH))])
+ON_DISK = {"alignment": {"teacher_cache": "disk"}}
+
+
+@pytest.mark.parametrize("recipe", [*recipes(), *map(make_recipe, (HUB, SCRATCH, HUB | ON_DISK, SCRATCH | ON_DISK))])
 def test_a_stage_comes_after_what_it_reads_and_is_plain(recipe: Recipe) -> None:
     for version in (recipe, stand_in(recipe)):
         stages = Plan(version).stages()
@@ -91,7 +94,7 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "alignment.temperature=1": ("adapters/*/muscle", "adapters/*/old_teacher", "logs/*/muscle", "logs/*/old_teacher",
                                 "models/*"),
     "alignment.ce_share=0.5": ("*/muscle", "*/paper"),  # the control that distils the old model only has none
-    "alignment.teachers=live": (*TRAINED, "!*/cross_entropy", "logs/*/muscle", "logs/*/paper", "logs/*/old_teacher",
+    "alignment.teacher_cache=off": (*TRAINED, "!*/cross_entropy", "logs/*/muscle", "logs/*/paper", "logs/*/old_teacher",
                                 "models/*"),
     "alignment.weight=old_right": ("*/muscle", "*/paper"),
     "methods.paper.temperature=4": ("*/paper",),
@@ -126,6 +129,53 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
 def test_a_change_runs_again_what_depends_on_it(change: str, expected: tuple[str, ...]) -> None:
     changed = plan(HUB, change)
     assert rerun(plan(HUB), changed) == matching(changed, *expected)
+
+
+def test_teachers_on_disk_are_computed_once_for_all_that_read_them() -> None:
+    disk = "alignment.teacher_cache=disk"
+    stages = {stage.name: stage for stage in plan(HUB, disk)}
+    for task in HUB["tasks"]:
+        both = {"old_states": f"teachers/{task}/old", "new_states": f"teachers/{task}/new"}
+        for model, read in {"muscle": both, "paper": both, "old_teacher": {"old_states": both["old_states"]},
+                            "cross_entropy": {}, "new": {}}.items():  # fmt: skip
+            inputs = stages[f"adapters/{task}/{model}"].inputs
+            assert {keyword: name for keyword, name in inputs.items() if keyword.endswith("states")} == read
+        assert stages[both["old_states"]].inputs == {"old_adapter": f"adapters/{task}/old"}
+        assert stages[both["new_states"]].inputs == {"new_adapter": f"adapters/{task}/new"}
+    assert len([name for name in stages if name.startswith("teachers/")]) == 4
+    assert not any(stage.name.startswith("teachers/") for stage in plan(HUB))
+
+    alone = plan(HUB, disk, "methods={}", "controls=[old_teacher]")
+    assert {name for name in map(str, fingerprint(alone)) if "teachers/" in name} == {
+        "teachers/piqa/old",
+        "teachers/samsum/old",
+    }
+    rounded = plan(HUB, disk, "methods.paper.cache_dtype=bfloat16")
+    assert {stage.name for stage in rounded} - stages.keys() == {
+        f"teachers/{task}/{side}-bfloat16" for task in HUB["tasks"] for side in ("old", "new")
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    {
+        "alignment.temperature=1": (),
+        "alignment_training.epochs=3": (),
+        "evaluation.limit=5": (),
+        "tasks.piqa.num_fewshot=2": (),
+        "alignment_training.tokens=answer": ("teachers/*",),
+        "training.epochs=3": ("teachers/*",),
+        "alignment.cache_dtype=float32": ("teachers/*",),
+        "tasks.piqa.seed=3": ("teachers/piqa/*",),
+        "old.base=models/v0": ("teachers/*/old",),
+        "new.base=models/v3": ("teachers/*",),  # whose tokenizer makes the texts
+    }.items(),
+)
+def test_a_change_computes_again_the_teachers_that_depend_on_it(change: str, expected: tuple[str, ...]) -> None:
+    disk = "alignment.teacher_cache=disk"
+    changed = plan(HUB, disk, change)
+    again = {name for name in rerun(plan(HUB, disk), changed) if name.startswith("teachers/")}
+    assert again == matching(changed, *expected)
 
 
 def test_a_new_control_leaves_what_is_there_but_the_cards() -> None:

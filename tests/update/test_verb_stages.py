@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from muscle.cli import training
+from muscle.update import run as running
 from muscle.update import stages, verbs
 from muscle.update.pipeline import Stage
+from muscle.update.recipe import Recipe
+from muscle.update.recipe_file import read_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "llama1_to_llama2.yaml"
 
@@ -43,6 +46,22 @@ def test_align_takes_the_adapters_it_is_given(world: Path, tmp_path: Path, run: 
     assert stage.name == "adapters/piqa/muscle"
     assert (stage.settings["old"]["adapter"], stage.settings["new"]["adapter"]) == adapters
     assert stage.settings["training"]["precision"] == "bfloat16"
+
+
+@pytest.mark.parametrize(("flag", "wanted"), [("disk", "disk"), ("memory", "memory"), ("off", "off"), (None, "off")])
+def test_the_flag_for_teachers_wins_over_the_recipe(
+    flag: Any, wanted: str, world: Path, tmp_path: Path, run: list[Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which says off; on disk, a single training keeps them in its own folder."""
+    assert read_recipe(RECIPE).alignment.teacher_cache == "off"
+    training.align("piqa", str(world / "v1"), str(world / "v2"), tmp_path / "out", recipe=RECIPE, teacher_cache=flag)
+    assert run[0].settings["alignment"]["teacher_cache"] == wanted
+    assert not run[0].inputs
+
+    ran: list[Recipe] = []
+    monkeypatch.setattr(running, "run_update", lambda recipe, *_: ran.append(recipe))
+    training.update(RECIPE, out=tmp_path / "run", teacher_cache=flag)
+    assert ran[0].alignment.teacher_cache == wanted
 
 
 def test_evaluate_takes_the_adapter_it_is_given(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,11 +142,14 @@ def test_draws_differ_and_come_again(here: Path, world: Path) -> None:
 
 def test_two_processes_train_and_evaluate_as_one_does(here: Path, world: Path) -> None:
     half = ("--set", "training.batch_size=2")
-    for verb, out in ((adapt, "adapted"), (align, "aligned")):
-        done = in_two_processes(*verb(world, f"two/{out}", *half), cwd=here)
+    for verb, out in ((adapt, "adapted"), (align, "aligned"), (align, "aligned disk"), (align, "aligned off")):
+        out, _, cache = out.partition(" ")
+        how = (*half, *(("--teacher-cache", cache) if cache else ()))
+        done = in_two_processes(*verb(world, f"two/{out}{cache}", *how), cwd=here)
         assert done.returncode == 0, done.stderr[-4000:]
         assert done.stdout.count("wrote") == 1
-        one, two = weights(here / out), weights(here / "two" / out)
+        assert not (here / f"two/{out}{cache}/checkpoints").exists()
+        one, two = weights(here / out), weights(here / f"two/{out}{cache}")
         assert one.keys() == two.keys()
         for name, weight in one.items():
             torch.testing.assert_close(two[name], weight, rtol=1e-2, atol=1e-4, msg=name)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from muscle.update.heads import Head, read_states
 from muscle.update.objectives import Compatibility, Objective, task_objective
 from muscle.update.recipe import TrainingSettings
 from muscle.update.tasks import IGNORED, PaddingCollator
@@ -28,20 +29,20 @@ class Texts(Dataset[dict[str, Tensor]]):
 
     def __init__(self, count: int, seed: int) -> None:
         draw = torch.Generator().manual_seed(seed)
-        self._ids = []
+        self.ids: list[Tensor] = []
         for _ in range(count):
             length, start, stride = (
                 int(torch.randint(*bounds, (), generator=draw)) for bounds in ((3, 11), (1, 9), (1, 3))
             )
-            self._ids.append((start + stride * torch.arange(length)) % VOCABULARY)
+            self.ids.append((start + stride * torch.arange(length)) % VOCABULARY)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        labels = self._ids[index].clone()
+        labels = self.ids[index].clone()
         labels[0] = IGNORED
-        return {"input_ids": self._ids[index], "labels": labels, "index": torch.tensor(index)}
+        return {"input_ids": self.ids[index], "labels": labels, "index": torch.tensor(index)}
 
 
 TRAINING, VALIDATION = Texts(21, seed=1), Texts(7, seed=2)  # fill no batch of an even size
@@ -76,9 +77,11 @@ class Fixed:
     model: PeftModel
 
     @torch.no_grad()
-    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
-        logits: Tensor = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return logits
+    def states(self, batch: Mapping[str, Tensor], counted: Tensor) -> tuple[Tensor, Head]:
+        """Its logits, as states whose head adds nothing: they are whole also where its weights are in shards."""
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits = read_states(self.model, lambda hidden, head: head(hidden), **inputs)
+        return logits[:, :-1][counted], Head(torch.nn.Identity())
 
 
 def compatibility(ce_share: float = 0.25) -> Compatibility:

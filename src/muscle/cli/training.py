@@ -23,6 +23,13 @@ Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder that is written."
 Jobs = Annotated[
     int, typer.Option(min=1, help="Stages at a time, each in a process with its own models, on one CPU thread or GPU.")
 ]
+TeacherCache = Annotated[
+    Literal["off", "memory", "disk"] | None,
+    typer.Option(
+        help="Where what the teachers say of the training texts is kept, computed once; off: they run at each step. "
+        "[default: memory, or what the recipe says]"
+    ),
+]
 DryRun = Annotated[
     Literal["tiny"] | None,
     typer.Option(help="Run every stage on a little of the data, with tiny models of the same architectures."),
@@ -64,12 +71,14 @@ def align(
     ] = None,
     recipe: RecipeFile = None,
     set_: Set = None,
+    teacher_cache: TeacherCache = None,
 ) -> None:
     """Train a compatibility adapter for the new base, towards the old and the new task model.
 
     The result is an ordinary PEFT adapter: no old model at inference. The same command goes on where it was stopped.
     """
     given = {**_models(old, new, {task: old_adapter}, {task: new_adapter}), ("tasks", task): {}}
+    given |= _kept(teacher_cache)
     settings = _recipe(recipe, given, set_)
     from muscle.update.verbs import align
 
@@ -109,13 +118,14 @@ def update(
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="OWNER", help="Upload the results, private, as OWNER/RUN-TASK-METHOD.")
     ] = None,
+    teacher_cache: TeacherCache = None,
 ) -> None:
     """Run a whole model update: adapters, alignment, controls, evaluation, tables; several tasks.
 
     Whatever stops it, the same command goes on from there; after a change of the recipe only what depends on it is
     run again.
     """
-    settings = _recipe(recipe, {}, set_)
+    settings = _recipe(recipe, _kept(teacher_cache), set_)
     from muscle.update.run import run_update, stand_in
 
     name = recipe.stem
@@ -221,6 +231,11 @@ def _models(
     for side, base, adapters in (("old", old, old_adapters), ("new", new, new_adapters)):
         given |= {(side, "base"): base, (side, "scratch"): None, (side, "adapters"): dict(adapters or {})}
     return given
+
+
+def _kept(teacher_cache: str | None) -> dict[tuple[str, ...], object]:
+    """What --teacher-cache says, in place of the recipe's key."""
+    return {("alignment", "teacher_cache"): teacher_cache} if teacher_cache else {}
 
 
 def _recipe(file: Path | None, given: Mapping[tuple[str, ...], object], overrides: Sequence[str] | None) -> "Recipe":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import parse_flag_from_env
 from msgspec import to_builtins
 from peft import PeftModel
 from torch import nn
@@ -22,14 +24,18 @@ from muscle.update.provenance import provenance
 from muscle.update.recipe import (
     AlignmentSettings,
     Base,
+    CacheDtype,
     EvaluationSettings,
     LoraSettings,
+    SideName,
+    TargetTokens,
     TaskModel,
     TrainingSettings,
 )
 from muscle.update.scoring import flips_on_validation
 from muscle.update.tasks import PaddingCollator, Task, TokenizedExamples
-from muscle.update.teachers import CachedTeacher, LiveTeacher, Teacher
+from muscle.update.teacher_cache import Texts, check_room, compute_states, states_size
+from muscle.update.teachers import Teachers
 from muscle.update.trainer import Flips, train
 
 
@@ -44,7 +50,7 @@ def train_task_adapter(
         MuscleError: The base or the task's data cannot be loaded, or training diverges.
     """
     processes()  # before any model: it says which device is this process's
-    data = _TaskData(base, task, settings)
+    data = _TaskData(base, task, settings.tokens)
     loaded = load_base(base)
     data.check_fit(loaded, base)
     model = add_adapter(loaded, lora, settings.seed)
@@ -62,8 +68,11 @@ def train_compatibility_adapter(
     evaluation: EvaluationSettings,
     destination: Path,
     report: Report,
+    teacher_states: Mapping[SideName, Path] | None = None,
 ) -> None:
     """Train the new task adapter on, towards two frozen task models, and save the best epoch's (section 4).
+
+    The old model's body is gone before the new base is loaded, unless its teacher is to run beside the student.
 
     Args:
         old: The old task model. Both bases must share one tokenizer. None where nothing reads it: no weight, and no
@@ -76,25 +85,29 @@ def train_compatibility_adapter(
         evaluation: How negative flips are counted, where they select the epoch.
         destination: Where the PEFT adapter is saved; training goes on from the checkpoints there.
         report: Told after every step.
+        teacher_states: By teacher, the folder where `cache_teacher` has kept its states on disk.
 
     Raises:
-        MuscleError: A model or the task's data cannot be loaded, the bases tokenize differently, or training diverges.
+        MuscleError: A model or the task's data cannot be loaded, the bases tokenize differently, the teachers' states
+            do not fit, or training diverges.
     """
     processes()
-    data = _TaskData(new.base, task, settings)
-    if new.adapter is None:
-        student = add_adapter(load_base(new.base), lora, settings.seed)
-    else:
-        student = load_task_model(new, trainable=True)
-    data.check_fit(student, new.base)
-    objective, flips, models = task_objective, None, [new]
+    data = _TaskData(new.base, task, settings.tokens)
+    teachers = flips = None
     if old and alignment.weight:
         check_same_tokenizer(old.base, new.base, data.tokenizer, task)
-        objective = compatibility(_teacher(old, data, alignment), _teacher(new, data, alignment), alignment)
-        models = [old, new]
+        texts = Texts(data.training, data.collator)
+        folders = teacher_states or _state_folders(destination, {"old": old, "new": new}, texts, alignment)
+        teachers = Teachers({"old": old, "new": new}, data.load, texts, alignment, folders, report)
     if old and settings.select_by == "flips":
         flips = flips_on_validation(old, task, data.tokenizer, evaluation)
-        models = [old, new]
+    old_teacher = teachers.old() if teachers else None
+    student = data.load(new, trainable=True)
+    if new.adapter is None:
+        student = add_adapter(student, lora, settings.seed)
+    objective, models = task_objective, [old, new] if old and (teachers or flips) else [new]
+    if teachers and old_teacher:
+        objective = compatibility(old_teacher, teachers.new(student, _is_sharded(settings)), alignment)
     record = {
         "alignment": alignment.as_dict(),
         "lora": lora.as_dict() if new.adapter is None else None,
@@ -102,6 +115,38 @@ def train_compatibility_adapter(
         "evaluation": evaluation.as_dict() if flips else None,
     }
     _train_and_save(student, objective, settings, data, destination, report, models, record, flips)
+
+
+def cache_teacher(
+    old: TaskModel | None,
+    new: TaskModel,
+    task: Task,
+    tokens: TargetTokens,
+    kept: CacheDtype,
+    destination: Path,
+    report: Report,
+) -> None:
+    """Keep on disk what a teacher says of a task's training texts, for all trainings that will ask.
+
+    Args:
+        old: The old task model, where it is the teacher.
+        new: The new task model, whose tokenizer makes the texts; the teacher where no old one is given.
+        task: Its training split is read.
+        tokens: Which of its tokens are targets.
+        kept: Precision of what is kept.
+        destination: Folder of the files.
+        report: Told how far it is.
+
+    Raises:
+        MuscleError: A model or the task's data cannot be loaded, the bases tokenize differently, or the states do not
+            fit on the disk.
+    """
+    data = _TaskData(new.base, task, tokens)
+    texts, teacher = Texts(data.training, data.collator), old or new
+    if old:
+        check_same_tokenizer(old.base, new.base, data.tokenizer, task)
+    check_room(states_size(teacher.base, texts, kept), destination)
+    compute_states(data.load(teacher, trainable=not old), texts, kept, destination, report)
 
 
 def check_same_tokenizer(old: Base, new: Base, new_tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
@@ -136,12 +181,12 @@ def _texts(task: Task, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
 class _TaskData:
     """Training and validation texts of a task in a base's tokens."""
 
-    def __init__(self, base: Base, task: Task, settings: TrainingSettings) -> None:
+    def __init__(self, base: Base, task: Task, tokens: TargetTokens) -> None:
         self.tokenizer = load_tokenizer(base)
         assert isinstance(self.tokenizer.pad_token_id, int)
         self.collator = PaddingCollator(self.tokenizer.pad_token_id)
         self.training, self.validation = (
-            TokenizedExamples(task.examples(split, self.tokenizer), self.tokenizer, settings.tokens)
+            TokenizedExamples(task.examples(split, self.tokenizer), self.tokenizer, tokens)
             for split in ("training", "validation")
         )
         settings_of_texts = ("chat_template", "system_instruction", "validation_share", "train_limit", "seed")
@@ -154,6 +199,12 @@ class _TaskData:
                 f"task {task.name}: no item can be held out for validation, since items with one prompt stay together: "
                 "raise validation_share, or set it to 0 to keep the last epoch"
             )
+
+    def load(self, model: TaskModel, trainable: bool = False) -> Any:
+        """A task model that these texts fit, as `load_task_model` loads it."""
+        loaded = load_task_model(model, trainable)
+        self.check_fit(loaded, model.base)
+        return loaded
 
     def check_fit(self, model: nn.Module, base: Base) -> None:
         """Refuse texts beyond the base's window, which evaluation cuts and training would not, or its vocabulary."""
@@ -173,12 +224,22 @@ class _TaskData:
             )
 
 
-def _teacher(model: TaskModel, data: _TaskData, alignment: AlignmentSettings) -> Teacher:
-    loaded = load_task_model(model)
-    data.check_fit(loaded, model.base)
-    if alignment.teachers == "live":
-        return LiveTeacher(loaded)
-    return CachedTeacher(loaded, data.training, data.collator)
+def _state_folders(
+    destination: Path, models: Mapping[SideName, TaskModel], texts: Texts, alignment: AlignmentSettings
+) -> dict[SideName, Path]:
+    """Where one training keeps states on disk while it is not finished: other models or texts have other folders."""
+    folders: dict[SideName, Path] = {}
+    for side, model in models.items():
+        content = json.dumps([to_builtins(model), texts.digest, alignment.cache_dtype])
+        name = f"{side}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        folders[side] = destination / CHECKPOINTS / "teachers" / name
+    return folders
+
+
+def _is_sharded(settings: TrainingSettings) -> bool:
+    """Whether the job is to share out the weights of the model, known before a trainer does it."""
+    launched = (parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED", "PARALLELISM_CONFIG"))
+    return settings.deepspeed is not None or any(launched)
 
 
 def _train_and_save(

@@ -64,16 +64,33 @@ def over_processes(values: Sequence[float], where: torch.device) -> list[float]:
 class SharedLoader(DataLoader[Item]):
     """This process's batches of a data set: those of one process with as many times the batch size, dealt out.
 
+    Texts of like length share a batch, so that it is padded less, where that changes no optimiser step: among the texts
+    of one step, those of a pool of steps, or all where there are no steps.
+
     Args:
-        data: The whole data set, the same in every process.
+        data: The whole data set, the same in every process. The lengths of its texts are those of its `ids`, where it
+            has them.
         batch_size: Texts per process.
         collator: Turns items into a padded batch.
-        seed: Decides, with the epoch, the order of the texts; None leaves them in theirs.
+        seed: Decides, with the epoch, which texts make up each step. None is for a data set that is only gone through:
+            its texts are sorted by length.
+        accumulation: Batches per optimiser step.
+        length_pool: Steps whose texts are sorted by length together, then cut into steps in random order.
     """
 
-    def __init__(self, data: Dataset[Item], batch_size: int, collator: Collator, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        data: Dataset[Item],
+        batch_size: int,
+        collator: Collator,
+        seed: int | None = None,
+        accumulation: int = 1,
+        length_pool: int = 1,
+    ) -> None:
         assert isinstance(data, Sized)
-        self._batches = _Batches(len(data), batch_size, seed, *process())
+        ids = getattr(data, "ids", None)
+        lengths = [0] * len(data) if ids is None else [len(text) for text in ids]
+        self._batches = _Batches(lengths, batch_size, seed, *process(), accumulation, length_pool)
         super().__init__(
             _WithSilent(data),
             batch_sampler=self._batches,
@@ -90,23 +107,43 @@ class SharedLoader(DataLoader[Item]):
 class _Batches:
     """Positions of one process's texts, batch by batch; -1 - i is text i without targets."""
 
-    texts: int
+    lengths: Sequence[int]
     batch_size: int
     seed: int | None
     process: int
     processes: int
+    accumulation: int = 1
+    length_pool: int = 1
     epoch: int = 0
 
     def __len__(self) -> int:
-        return -(-self.texts // (self.batch_size * self.processes))
+        return -(-len(self.lengths) // (self.batch_size * self.processes))
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = list(range(self.texts))
-        if self.seed is not None:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.texts).tolist()
-        for start in range(0, self.texts, self.batch_size * self.processes):
+        order = self._order()
+        for start in range(0, len(order), self.batch_size * self.processes):
             mine = start + self.process * self.batch_size
             yield order[mine : mine + self.batch_size] or [-1 - order[start]]
+
+    def _order(self) -> list[int]:
+        """All texts; which processes there are shows only in how many texts a step has."""
+        if self.seed is None:
+            return self._longest_first(range(len(self.lengths)))
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order: list[int] = rng.permutation(len(self.lengths)).tolist()
+        if self.accumulation * self.length_pool == 1:
+            return order
+        step = self.batch_size * self.processes * self.accumulation
+        whole = len(order) - len(order) % step  # the last step, where texts are left, stays as it was drawn
+        steps: list[list[int]] = []
+        for start in range(0, whole, step * self.length_pool):
+            pool = self._longest_first(order[start : min(start + step * self.length_pool, whole)])
+            cut = [pool[first : first + step] for first in range(0, len(pool), step)]
+            steps += [cut[i] for i in rng.permutation(len(cut))]
+        return [text for texts in (*steps, self._longest_first(order[whole:])) for text in texts]
+
+    def _longest_first(self, texts: Sequence[int]) -> list[int]:
+        return sorted(texts, key=lambda text: -self.lengths[text])
 
 
 @dataclass

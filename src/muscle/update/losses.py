@@ -1,78 +1,208 @@
-"""Losses of a batch as a sum over target positions, in nats, and their number; only the trainer divides.
+"""Losses of rows of logits, in nats, and their sum over hidden states without the logits of more than a few rows.
 
-Softmaxes are computed in float32 at least, whatever the logits are. With no position counted the sum is 0 and still
-has a graph, so that every process of a group takes part in the backward pass.
+A row is a position whose next token is a target. Losses come one per row; only the trainer divides. Softmaxes are
+computed in float32 at least, whatever the logits are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+LEAST_ROWS = 64
+"""At a time: with fewer, reading the head's weights takes longer than multiplying by them."""
+LOGITS_AT_A_TIME = {"cpu": 2**22, "gpu": 2**26}
+"""As many as stay near a CPU's caches (16 MB in float32), and keep a GPU busy (256 MB)."""
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of the targets: n * L_CE of the paper (appendix A.4).
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of each target: L_CE of the paper (appendix A.4), row by row.
 
     Args:
-        logits: (B, T, V).
-        targets: token ids (B, T).
-        counted: bool (B, T), the positions that enter the sum.
+        logits: (n, V).
+        targets: token ids (n,).
 
     Returns:
-        Sum in nats, and the number of counted positions.
+        Nats (n,).
     """
-    return functional.cross_entropy(_rows(logits, counted), targets[counted], reduction="sum"), counted.sum()
+    return functional.cross_entropy(_wide(logits), targets, reduction="none")
 
 
-def divergence(
-    student: Tensor,
-    old: Tensor,
-    new: Tensor,
-    weight: Tensor,
-    counted: Tensor,
-    temperature: float = 1.0,
-    squared_temperature: bool = False,
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """KL(softmax((w * old + (1 - w) * new) / T) || softmax(student / T)), summed over the counted positions.
-
-    With w in {0, 1} the teacher is one of the two models and the sum is n * L_comp of the paper (section 4, eq. 1).
+def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(softmax(teacher / T) || softmax(student / T)): a_v1 or a_v2 of the paper's section 4, row by row.
 
     Args:
-        student: logits (B, T, V); gradients flow through these only.
-        old: logits of the old task model (B, T, V).
-        new: logits of the new task model (B, T, V).
-        weight: w in [0, 1], (B, T): how much the old teacher rules. No gradient flows through it.
-        counted: bool (B, T), the positions that enter the sum.
+        student: logits (n, V).
+        teacher: logits (n, V) of the model that rules each row.
         temperature: T > 0.
-        squared_temperature: multiply the sum by T^2, so that its gradient hardly depends on T (Hinton et al. 2015,
-            section 2.1). The paper does not.
 
     Returns:
-        Sum in nats, the number of counted positions, and sums over them without a graph: `old_divergence` and
-        `new_divergence`, KL(softmax(teacher / T) || softmax(student / T)) whichever teacher rules (a_v1 and a_v2 of
-        eq. 1, never times T^2), and `aligned_to_old`, the weights.
+        Nats (n,), never times T^2.
     """
-    log_student = functional.log_softmax(_rows(student, counted) / temperature, dim=-1)  # (n, V)
-    with torch.no_grad():
-        w = weight[counted][:, None]
-        log_old, log_new = (functional.log_softmax(_rows(z, counted) / temperature, dim=-1) for z in (old, new))
-        # A softmax does not see constants: mixing log-probabilities is mixing logits.
-        log_teacher = functional.log_softmax(w * log_old + (1 - w) * log_new, dim=-1)
-        sums = {
-            "old_divergence": _kl(log_old, log_student),
-            "new_divergence": _kl(log_new, log_student),
-            "aligned_to_old": w.sum(),
-        }
-    total = _kl(log_teacher, log_student)
-    return total * temperature**2 if squared_temperature else total, counted.sum(), sums
+    log_student, log_teacher = (functional.log_softmax(_wide(z) / temperature, dim=-1) for z in (student, teacher))
+    return functional.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
 
 
-def _rows(logits: Tensor, counted: Tensor) -> Tensor:
-    """Logits of the counted positions (n, V), in float32 at least."""
-    return logits[counted].to(torch.promote_types(logits.dtype, torch.float32))
+@dataclass(frozen=True)
+class Aim:
+    """What rows of a student's logits (n, V) are drawn to."""
+
+    targets: Tensor
+    """Token ids (n,)."""
+    ce_share: float = 1.0
+    """Factor of the cross-entropy."""
+    teacher: Tensor | None = None
+    """Logits (n, S) of the teacher that rules, S <= V: the divergence sees the first S rows of the vocabulary."""
+    divergence_share: float = 0.0
+    """Factor of the divergence."""
+    temperature: float = 1.0
+    """T of both softmaxes of the divergence."""
+    noted: dict[str, Tensor] = field(default_factory=dict)
+    """Whatever else of the rows is to be known afterwards, each (n,)."""
 
 
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Sum over rows of KL(p || q)."""
-    return functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
+Take = Callable[[Tensor, slice], Aim]
+"""Student's logits of some rows (c, V), and which rows these are -> what they are drawn to."""
+
+
+def loss_of_rows(states: Tensor, head: Callable[[Tensor], Tensor], take: Take) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy and divergence, each times its share, summed over rows, chunk by chunk.
+
+    One product with the head makes a chunk's logits, and another one their gradient's way back to the hidden states,
+    at once, so that no logits are kept. A head that is trained itself needs its logits again in the backward pass.
+
+    Args:
+        states: The student's final hidden states (n, H). With n = 0 the sum is 0 and still has a graph, so that every
+            process of a group takes part in the backward pass.
+        head: Makes logits (c, V) of hidden states (c, H).
+        take: Called for each chunk once (again in the backward pass if the head is trained), without gradient.
+
+    Returns:
+        Sum in nats; by name, without a graph and each (n,): `cross_entropy`, `divergence` if there are teachers, and
+        what was noted.
+    """
+    learns = torch.is_grad_enabled()
+    columns: list[dict[str, Tensor]] = []
+    if learns and _requires_grad(head, states):
+        totals = []
+        for rows in chunks(states, head):
+            total, noted = checkpoint(_differentiable, states[rows], head, take, rows, use_reentrant=False)
+            totals.append(total)
+            columns.append(noted)
+        return torch.stack(totals).sum(), _joined(columns)
+    gradients = []
+    for rows in chunks(states, head):
+        part = states[rows].detach().requires_grad_(learns)
+        logits = head(part)
+        with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
+            by_row, gradient = _by_hand(logits, take(logits.detach(), rows), learns)
+            columns.append(by_row)
+            if learns:
+                (back,) = torch.autograd.grad(logits, part, gradient)
+                gradients.append(_wide(back))
+        del logits, gradient  # before the next chunk's
+    joined = _joined(columns)
+    total = joined.pop("loss").sum()
+    return (_Known.apply(states, total, torch.cat(gradients)) if learns else total), joined  # type: ignore[no-untyped-call]
+
+
+def chunks(states: Tensor, head: Callable[[Tensor], Tensor]) -> Iterator[slice]:
+    """Rows to take at a time, so that their logits stay small, and the head's weights are not read too often.
+
+    At least one chunk, if an empty one.
+    """
+    numbers = LOGITS_AT_A_TIME["cpu" if states.device.type == "cpu" else "gpu"]
+    size = max(LEAST_ROWS, numbers // width(head, states))
+    for start in range(0, max(1, len(states)), size):
+        yield slice(start, min(start + size, len(states)))
+
+
+@torch.no_grad()
+def width(head: Callable[[Tensor], Tensor], states: Tensor) -> int:
+    """Size V of the vocabulary that a head makes logits of."""
+    return head(states[:0]).shape[-1]
+
+
+class _Known(torch.autograd.Function):
+    """A sum over hidden states whose gradient was computed with it."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, total: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        ctx.dtype = states.dtype
+        return total.clone()
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (outer * gradient).to(ctx.dtype), None, None
+
+
+def _by_hand(logits: Tensor, aim: Aim, learns: bool) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The rows' losses, and the gradient of their sum with respect to the logits, in as few passes as torch allows."""
+    z = _wide(logits)
+    q, log_sum = _softmax(z)
+    by_row = {"cross_entropy": log_sum - z.gather(-1, aim.targets[:, None])[:, 0]}
+    by_row["loss"] = aim.ce_share * by_row["cross_entropy"]
+    gradient = None
+    if learns and aim.ce_share:
+        gradient = q.mul_(aim.ce_share)  # d/dz -log softmax(z)[y] = softmax(z) - onehot(y)
+        gradient.scatter_add_(-1, aim.targets[:, None], gradient.new_full((len(z), 1), -aim.ce_share))
+    if aim.teacher is not None:
+        shared, all_rows = aim.teacher.shape[-1], z.shape[-1]
+        z, t = z[:, :shared] / aim.temperature, _wide(aim.teacher) / aim.temperature
+        (q, log_sum), (p, teacher_log_sum) = _softmax(z), _softmax(t)
+        # sum_v p_v (log p_v - log q_v), of which rounding may leave less than nothing
+        by_row["divergence"] = (t.sub_(z).mul_(p).sum(-1) - teacher_log_sum + log_sum).clamp(min=0)
+        by_row["loss"] = by_row["loss"] + aim.divergence_share * by_row["divergence"]
+        if learns:
+            # d/dz KL(p || softmax(z / T)) = (softmax(z / T) - p) / T
+            towards = q.sub_(p).mul_(aim.divergence_share / aim.temperature)
+            if gradient is not None:
+                gradient[:, :shared] += towards
+            else:
+                gradient = towards if shared == all_rows else functional.pad(towards, (0, all_rows - shared))
+    return {**by_row, **aim.noted}, None if gradient is None else gradient.to(logits.dtype)
+
+
+def _differentiable(
+    states: Tensor, head: Callable[[Tensor], Tensor], take: Take, rows: slice
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same losses by the plain functions above, for autograd."""
+    logits = head(states)
+    with torch.autocast(states.device.type, enabled=False):
+        with torch.no_grad():
+            aim = take(logits.detach(), rows)
+        by_row = {"cross_entropy": cross_entropy(logits, aim.targets)}
+        total = aim.ce_share * by_row["cross_entropy"].sum()
+        if aim.teacher is not None:
+            student = logits[:, : aim.teacher.shape[-1]]
+            by_row["divergence"] = divergence(student, aim.teacher, aim.temperature)
+            total = total + aim.divergence_share * by_row["divergence"].sum()
+    return total, {name: column.detach() for name, column in {**by_row, **aim.noted}.items()}
+
+
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities (n, V), and the logarithm (n,) of what they were divided by."""
+    probabilities = logits.softmax(-1)
+    return probabilities, logits.amax(-1) - probabilities.amax(-1).log()  # exact at the largest, which is >= 1 / V
+
+
+def _requires_grad(head: Callable[[Tensor], Tensor], states: Tensor) -> bool:
+    """Whether the head itself is trained."""
+    return head(states[:0].detach()).requires_grad
+
+
+def _joined(columns: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
+
+
+def _wide(numbers: Tensor) -> Tensor:
+    """In float32 at least."""
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))

@@ -1,8 +1,7 @@
-"""Bases with adapters: loading, and the one place that knows how hidden states become logits."""
+"""Bases with adapters: how they are loaded, and where they run."""
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections.abc import Iterator
@@ -13,12 +12,13 @@ from typing import Any
 import torch
 from peft import PeftModel, prepare_model_for_kbit_training
 from peft.utils import CONFIG_NAME as PEFT_CONFIG_NAME
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -42,6 +42,12 @@ def device() -> torch.device:
     return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
 
 
+def move(model: nn.Module, where: torch.device) -> None:
+    """To a device; quantized models were loaded where they belong, and refuse to move."""
+    if model.device != where and not getattr(model, "is_quantized", False):
+        model.to(where)
+
+
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     """Tokenizer of a base; where it has no padding token, the end-of-text token pads.
 
@@ -62,6 +68,20 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_config(base: Base) -> PreTrainedConfig:
+    """What a base says of its shape, without its weights.
+
+    Raises:
+        MuscleError: It cannot be loaded.
+    """
+    name, revision = split_revision(base.base)
+    with explained("base", base.base):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            name, revision=revision, trust_remote_code=base.trust_remote_code
+        )
+    return config
 
 
 def load_base(base: Base) -> PreTrainedModel:
@@ -112,7 +132,7 @@ def load_task_model(model: TaskModel, trainable: bool = False) -> PreTrainedMode
     Raises:
         MuscleError: Base or adapter cannot be loaded, or the adapter is made for another base.
     """
-    base = load_base(model.base)
+    base = prepare_quantized(load_base(model.base)) if trainable else load_base(model.base)
     if model.adapter is None:
         return base
     name, revision = split_revision(model.adapter)
@@ -120,9 +140,7 @@ def load_task_model(model: TaskModel, trainable: bool = False) -> PreTrainedMode
         revision = _pinned(name, revision, PEFT_CONFIG_NAME)
         if not model.base.allow_pickle:
             _refuse_pickle(name, revision, SAFE_ADAPTER, PICKLED_ADAPTER)
-        loaded: PeftModel = PeftModel.from_pretrained(
-            prepare_quantized(base) if trainable else base, name, revision=revision, is_trainable=trainable
-        )
+        loaded: PeftModel = PeftModel.from_pretrained(base, name, revision=revision, is_trainable=trainable)
     if loaded.active_peft_config.is_prompt_learning:
         raise MuscleError(f"adapter {model.adapter} is a learnt prompt, which shifts tokens: choose a LoRA adapter")
     return loaded.train(trainable)
@@ -134,6 +152,19 @@ def prepare_quantized(base: PreTrainedModel) -> PreTrainedModel:
         return base
     prepared: PreTrainedModel = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     return prepared
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode and without gradients; afterwards each module in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager
@@ -181,89 +212,3 @@ def _refuse_pickle(name: str, revision: str | None, safe: tuple[str, ...], pickl
             f"{name} has only pickled weights, and unpickling can run any code: set `allow_pickle: true` if you trust "
             "where they come from, or choose a safetensors checkpoint"
         )
-
-
-class Head(nn.Module):
-    """How final hidden states (B, T, H) become logits (B, T, V): a layer, then a scale, then a softcap.
-
-    Covers heads with bias, tied heads, adapted heads, Cohere's `logit_scale`, Granite's `logits_scaling` (a divisor)
-    and Gemma's `final_logit_softcapping`.
-    """
-
-    def __init__(self, layer: nn.Module, scale: float = 1.0, softcap: float | None = None) -> None:
-        super().__init__()
-        self.layer, self.scale, self.softcap = layer, scale, softcap
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Head:
-        """A frozen copy of a model's head, which outlives the model.
-
-        Raises:
-            MuscleError: The model has no head.
-        """
-        config: Any = model.config
-        text = config.get_text_config()
-        scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
-        layer = copy.deepcopy(output_head(model)).requires_grad_(False)
-        return cls(layer, scale, getattr(text, "final_logit_softcapping", None)).eval()
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of final hidden states (..., H)."""
-        logits: Tensor = self.layer(hidden)
-        if self.scale != 1:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits
-
-    @torch.no_grad()
-    def check(self, hidden: Tensor, logits: Tensor, model: nn.Module) -> None:
-        """Compare with the logits that the model itself made of these hidden states.
-
-        Raises:
-            MuscleError: They differ: the model does something to them that this class does not know.
-        """
-        tolerance = max(1e-5, torch.finfo(logits.dtype).eps) * logits.abs().max()
-        if (self(hidden) - logits).abs().max() > tolerance:
-            raise _unknown_head(model)
-
-
-@torch.no_grad()
-def hidden_and_logits(model: nn.Module, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Final hidden states (B, T, H), as they enter the head, and logits (B, T, V).
-
-    Raises:
-        MuscleError: The model has no head, or does not use it.
-    """
-    caught: list[Tensor] = []
-    hook = output_head(model).register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-    try:
-        logits: Tensor = model(**inputs, use_cache=False).logits
-    finally:
-        hook.remove()
-    if not caught:
-        raise _unknown_head(model)
-    return caught[0], logits
-
-
-def output_head(model: nn.Module) -> nn.Module:
-    """The layer that turns final hidden states into logits.
-
-    Raises:
-        MuscleError: the model has no such layer.
-    """
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    if not isinstance(head, nn.Module):
-        raise MuscleError(f"{_architecture(model)} has no output head: use a causal language model")
-    return head
-
-
-def _unknown_head(model: nn.Module) -> MuscleError:
-    return MuscleError(
-        f"{_architecture(model)} makes logits of its final hidden states in a way that the teacher cache does not "
-        "know: set `teachers: live` under `alignment`"
-    )
-
-
-def _architecture(model: nn.Module) -> str:
-    return type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__

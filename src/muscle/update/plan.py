@@ -2,6 +2,7 @@
 
 checks/<task>               how many items a task has
 bases/old, bases/new        where they are pretrained from scratch
+teachers/<task>/<model>     what old and new say of the training texts, where that is kept on disk
 adapters/<task>/<model>     old, new, reseeded, and each method and trained control
 logs/<task>/<model>         lm-eval's samples logs, of the same models and the ensemble
 models/<task>/<method>      what is handed on: the compatibility adapter with its model card
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from muscle.recipes import PROJECT_TASKS
 from muscle.update import stages
@@ -20,8 +22,10 @@ from muscle.update.pipeline import Stage
 from muscle.update.provenance import digest
 from muscle.update.recipe import (
     TASK_GROUPS,
+    AlignmentSettings,
     Recipe,
     Side,
+    SideName,
     Split,
     merged,
     split_revision,
@@ -29,8 +33,6 @@ from muscle.update.recipe import (
 
 RESEED = 1000
 """Added to the seed of the new adapter that is trained again: the flips that nothing but chance makes."""
-
-SideName = Literal["old", "new"]
 
 
 class Plan:
@@ -61,7 +63,8 @@ class Plan:
         recipe, plan = self._recipe, [*self._check_stages(), *self.base_stages()]
         for task in recipe.tasks:
             plan += self.task_adapter_stages(task)
-            plan += [self.alignment_stage(task, method) for method in recipe.aligned]
+            plan += self._teacher_stages(task)
+            plan += [self._taught(task, method) for method in recipe.aligned]
             plan += [self.evaluation_stage(task, model) for model in recipe.models]
             plan += [self._package_stage(task, method) for method in recipe.methods]
         return plan
@@ -129,6 +132,37 @@ class Plan:
             "evaluation": self._recipe.evaluation_of(task).as_dict() if flips else {},
         }
         return Stage(f"adapters/{task}/{method}", stages.align, settings, self._inputs(task, sides))
+
+    def _taught(self, task: str, method: str) -> Stage:
+        """An alignment stage that reads its teachers' states from the stages that keep them."""
+        stage, alignment = self.alignment_stage(task, method), self._recipe.alignment_of(task, method)
+        if alignment.teacher_cache != "disk":
+            return stage
+        kept = {f"{side}_states": _states_folder(task, side, alignment) for side in alignment.teachers}
+        return replace(stage, inputs={**stage.inputs, **kept})
+
+    def _teacher_stages(self, task: str) -> list[Stage]:
+        """Each teacher that is kept on disk, once for all methods and controls that read it."""
+        stages = {}
+        for method in self._recipe.aligned:
+            alignment = self._recipe.alignment_of(task, method)
+            for side in alignment.teachers if alignment.teacher_cache == "disk" else ():
+                stage = self._teacher_stage(task, side, alignment)
+                stages[stage.name] = stage
+        return list(stages.values())
+
+    def _teacher_stage(self, task: str, side: SideName, alignment: AlignmentSettings) -> Stage:
+        """What the old or the new task model says of the training texts, which are in the new one's tokens."""
+        settings = {
+            "task": self._without_shots(task),
+            "tokens": self._recipe.alignment_training_of(task).tokens,
+            "kept": alignment.cache_dtype,
+            "new": self._model("new", task if side == "new" else None),
+        }
+        if side == "old":
+            settings["old"] = self._model("old", task)
+        inputs = self._inputs(task, (side,)) | self._produced_as("new_base", "new")
+        return Stage(_states_folder(task, side, alignment), stages.teach, settings, inputs)
 
     def evaluation_stage(self, task: str, model: str, split: Split = "test", folder: str = "logs") -> Stage:
         """The evaluation log of one task model, or of the ensemble."""
@@ -206,6 +240,11 @@ class Plan:
 
     def _produced_as(self, keyword: str, what: str) -> dict[str, str]:
         return {keyword: self._produced[what]} if what in self._produced else {}
+
+
+def _states_folder(task: str, side: SideName, alignment: AlignmentSettings) -> str:
+    """Name of the stage that keeps a teacher's states."""
+    return f"teachers/{task}/{side}" + ("" if alignment.cache_dtype == "auto" else f"-{alignment.cache_dtype}")
 
 
 def _files_digest(definitions: Iterable[Path], data: Path | None) -> str:

@@ -18,6 +18,9 @@ Number = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 
+SideName = Literal["old", "new"]
+TargetTokens = Literal["all", "answer"]
+CacheDtype = Literal["auto", "float32", "bfloat16"]
 WeightName = Literal["student_wrong", "old_right", "always_old", "token_likelihood", "sequence_likelihood"]
 
 
@@ -153,9 +156,12 @@ class TrainingSettings(Settings, frozen=True, kw_only=True):
     """Gradient clipping (chosen here); 0 is none."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the forward pass (mixed precision)."""
+    length_pool: Count = 1
+    """Optimiser steps whose texts are sorted by length together, so that batches are padded less, and then taken in
+    random order. 1 sorts within each step, which changes nothing that is learnt."""
     gradient_checkpointing: bool = False
     """Compute activations a second time instead of keeping them."""
-    tokens: Literal["all", "answer"] = "all"
+    tokens: TargetTokens = "all"
     """Which tokens are targets; the paper's appendix A.1: all, context and answer alike."""
     select_by: Literal["cross_entropy", "flips", "last"] = "cross_entropy"
     """The epoch kept: lowest validation cross-entropy (the paper), fewest negative flips on the validation items (ties,
@@ -181,8 +187,16 @@ class AlignmentSettings(Settings, frozen=True, kw_only=True):
     """Multiply the divergence by T^2, which keeps the size of its gradient; the paper does not."""
     ce_share: Share = 0.0
     """1 - lambda, the share of cross-entropy."""
-    teachers: Literal["cached", "live"] = "cached"
-    """Final hidden states of the whole training set, computed once; or both teachers run beside the student."""
+    teacher_cache: Literal["memory", "disk", "off"] = "memory"
+    """Where the teachers' final hidden states over the training texts are kept, computed once; off: teachers run beside
+    the student, which takes no space and computes them again each epoch."""
+    cache_dtype: CacheDtype = "auto"
+    """Of the kept states; auto is the teacher's own, so that nothing is lost."""
+
+    @property
+    def teachers(self) -> tuple[SideName, ...]:
+        """The task models that the weight ever reads."""
+        return {None: (), "always_old": ("old",)}.get(self.weight, ("old", "new"))
 
 
 class EvaluationSettings(Settings, frozen=True, kw_only=True):
@@ -193,7 +207,7 @@ class EvaluationSettings(Settings, frozen=True, kw_only=True):
     backend_args: Mapping[str, str | int | float | bool] = {}
     """Further arguments of that back end, for example gpu_memory_utilization or base_url."""
     batch_size: Count = 64
-    """Texts per forward pass."""
+    """Texts per forward pass; where hf packs choices, as many positions as so many of the longest texts have."""
     limit: Count | None = None
     """Score the first items only."""
     draws: Count = 1

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import yaml  # type: ignore[import-untyped]
@@ -46,6 +46,14 @@ _NAMED_GROUPS: dict[str, type[Settings]] = {"tasks": TaskSettings, "methods": Al
 """Keys whose values are settings by a name of the user's."""
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """SafeLoader, to which on and off are words, as in YAML 1.2, not true and false."""
+
+    yaml_implicit_resolvers: ClassVar = {  # by first letter; nothing else begins with these two
+        first: known for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items() if first not in ("o", "O")
+    }
+
+
 def read_recipe(file: Path, overrides: Sequence[str] = (), given: Mapping[KeyPath, object] | None = None) -> Recipe:
     """Read a recipe.
 
@@ -61,7 +69,7 @@ def read_recipe(file: Path, overrides: Sequence[str] = (), given: Mapping[KeyPat
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MuscleError(f"{file}: cannot be read ({error}); name a recipe, a YAML file") from None
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         content = {} if node is None else loader.construct_document(node)
@@ -124,7 +132,7 @@ def _parsed(override: str) -> tuple[KeyPath, object]:
     if not equals or not all(path):
         raise MuscleError(f"--set {override}: expected KEY=VALUE, for example training.epochs=3")
     try:
-        return path, yaml.safe_load(text)
+        return path, yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise MuscleError(f"--set {override}: the value is not YAML; quote it") from None
 

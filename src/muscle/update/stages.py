@@ -19,10 +19,13 @@ from muscle.update.pipeline import Report
 from muscle.update.recipe import (
     AlignmentSettings,
     Base,
+    CacheDtype,
     EvaluationSettings,
     LoraSettings,
     Scratch,
+    SideName,
     Split,
+    TargetTokens,
     TaskModel,
     TaskSettings,
     TrainingSettings,
@@ -42,7 +45,7 @@ def check_task(
     from muscle.update.backends import find_backend
 
     find_backend(backend)
-    loaded = _task(task, tasks_folder)
+    loaded = task_of(task, tasks_folder)
     counts = {"test": len(loaded.for_evaluation("test").eval_docs)}
     if not loaded.settings.chat_template:  # which needs a tokenizer, and with it a base
         counts |= {split: len(loaded.examples(split)) for split in SPLITS}
@@ -77,7 +80,7 @@ def pretrain_base(
 
 
 def _training_texts(tasks: Mapping[str, Plain], tasks_folder: Path | None) -> list[str]:
-    rows = (row for task in tasks.values() for row in _task(task, tasks_folder).examples("training", None))
+    rows = (row for task in tasks.values() for row in task_of(task, tasks_folder).examples("training", None))
     return [row.context + row.answer for row in rows]
 
 
@@ -97,9 +100,38 @@ def adapt(
 
     train_task_adapter(
         _model(model, base).base,
-        _task(task, tasks_folder),
+        task_of(task, tasks_folder),
         convert(lora, LoraSettings),
         convert(training, TrainingSettings),
+        destination,
+        report,
+    )
+
+
+def teach(
+    destination: Path,
+    report: Report,
+    *,
+    task: Plain,
+    tokens: TargetTokens,
+    kept: CacheDtype,
+    new: Plain,
+    old: Plain | None = None,
+    old_base: Path | None = None,
+    old_adapter: Path | None = None,
+    new_base: Path | None = None,
+    new_adapter: Path | None = None,
+    tasks_folder: Path | None = None,
+) -> None:
+    """What the old task model says of the training texts, or where none is given the new one, on disk."""
+    from muscle.update.adapters import cache_teacher
+
+    cache_teacher(
+        _model(old, old_base, old_adapter) if old else None,
+        _model(new, new_base, new_adapter),
+        task_of(task, tasks_folder),
+        tokens,
+        kept,
         destination,
         report,
     )
@@ -121,20 +153,24 @@ def align(
     new_base: Path | None = None,
     new_adapter: Path | None = None,
     tasks_folder: Path | None = None,
+    old_states: Path | None = None,
+    new_states: Path | None = None,
 ) -> None:
     """A compatibility adapter, or one of its trained controls."""
     from muscle.update.adapters import train_compatibility_adapter
 
+    states: dict[SideName, Path | None] = {"old": old_states, "new": new_states}
     train_compatibility_adapter(
         _model(old, old_base, old_adapter) if old else None,
         _model(new, new_base, new_adapter),
-        _task(task, tasks_folder),
+        task_of(task, tasks_folder),
         convert(alignment, AlignmentSettings),
         convert(lora, LoraSettings),
         convert(training, TrainingSettings),
         convert(evaluation, EvaluationSettings),
         destination,
         report,
+        {side: folder for side, folder in states.items() if folder},
     )
 
 
@@ -156,7 +192,7 @@ def evaluate(
 
     settings = convert(evaluation, EvaluationSettings)
     lm = scoring.task_model_lm(_model(model, base, adapter), settings)
-    scoring.evaluate(lm, name, _task(task, tasks_folder), split, destination, settings)
+    scoring.evaluate(lm, name, task_of(task, tasks_folder), split, destination, settings)
 
 
 def evaluate_ensemble(
@@ -180,7 +216,7 @@ def evaluate_ensemble(
     settings = convert(evaluation, EvaluationSettings)
     models = _model(old, old_base, old_adapter), _model(new, new_base, new_adapter)
     lm = scoring.Ensemble(*models, settings)
-    scoring.evaluate(lm, "ensemble", _task(task, tasks_folder), split, destination, settings)
+    scoring.evaluate(lm, "ensemble", task_of(task, tasks_folder), split, destination, settings)
 
 
 def package(
@@ -216,7 +252,7 @@ def _link_or_copy(source: Path, destination: Path) -> None:
         shutil.copyfile(source, destination)
 
 
-def _task(settings: Plain, tasks_folder: Path | None) -> Task:
+def task_of(settings: Plain, tasks_folder: Path | None) -> Task:
     """The task of {"name", "settings", "data"}."""
     from muscle.update.tasks import load_task
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,9 @@ from muscle.update.callbacks import (
     validations,
 )
 from muscle.update.distributed import Collator, SharedLoader, over_processes, process
-from muscle.update.objectives import Objective, task_objective
+from muscle.update.heads import Head, head_is_known, read_states
+from muscle.update.models import evaluating
+from muscle.update.objectives import Objective, Outcome, task_objective
 from muscle.update.pipeline import Report
 from muscle.update.recipe import TrainingSettings
 
@@ -40,13 +41,20 @@ class UpdateTrainer(Trainer):
         *args: Of `Trainer`.
         objective: What each step minimises.
         flips: Measured at each evaluation too; then the epoch with fewest is the best.
+        length_pool: Steps whose texts are sorted by length together.
         **kwargs: Of `Trainer`.
     """
 
-    def __init__(self, *args: Any, objective: Objective, flips: Flips | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, objective: Objective, flips: Flips | None = None, length_pool: int = 1, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.objective: Objective = objective
         self.flips = flips
+        self.length_pool = length_pool
+        assert self.model is not None
+        with evaluating(self.model):  # also draws no random numbers
+            self.head_known = head_is_known(self.model)
         # Makes Trainer count targets over all accumulated batches, so that accumulation does not change the loss.
         self.model_accepts_loss_kwargs = True
         self._sums: dict[str, Tensor] = {}
@@ -54,7 +62,14 @@ class UpdateTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """This process's share of the training set, in an order that depends on the seed and the epoch alone."""
         data: Any = self.train_dataset
-        return SharedLoader(data, self.args.per_device_train_batch_size, self.data_collator, self.args.seed)
+        return SharedLoader(
+            data,
+            self.args.per_device_train_batch_size,
+            self.data_collator,
+            self.args.seed,
+            self.args.gradient_accumulation_steps,
+            self.length_pool,
+        )
 
     def compute_loss(
         self,
@@ -64,14 +79,13 @@ class UpdateTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Mean of the objective over the targets of the whole batch: accumulated, and of all processes."""
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        total, count, statistics = self.objective(outputs.logits, inputs)
+        total, count, statistics = outcome(model, self.objective, inputs, self.head_known)
         for name, value in {**statistics, "count": count}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach().float()
         loss = total / (count if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # the count is of all processes, whose gradients are averaged
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objective's statistics, per target, to a step's loss.
@@ -104,7 +118,7 @@ class UpdateTrainer(Trainer):
         assert self.model is not None
         data: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         loader = SharedLoader(data, self.args.per_device_eval_batch_size, self.data_collator)
-        metrics = {"eval_cross_entropy": mean_cross_entropy(self.model, loader)}
+        metrics = {"eval_cross_entropy": mean_cross_entropy(self.model, loader, self.head_known)}
         self._check_finite(metrics["eval_cross_entropy"])
         if self.flips:
             with evaluating(self.model):
@@ -122,27 +136,33 @@ class UpdateTrainer(Trainer):
             )
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode and without gradients; afterwards in the mode that it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+def outcome(model: nn.Module, objective: Objective, batch: dict[str, Tensor], head_known: bool = True) -> Outcome:
+    """What an objective makes of a model on a batch.
+
+    Args:
+        model: As such, or as accelerate wraps it.
+        objective: Asked before the model runs.
+        batch: `input_ids` and `attention_mask` (B, T), and whatever the objective reads.
+        head_known: See `heads.head_is_known`. Where it is not, all logits (B, T, V) of the model are computed.
+    """
+    read = objective(batch)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    if head_known:
+        return read_states(model, read, **inputs)
+    return read(model(**inputs).logits, Head(nn.Identity()))
 
 
-def mean_cross_entropy(model: nn.Module, loader: DataLoader[dict[str, Tensor]]) -> float:
-    """Nats per target token over a whole data set, of which each process's loader gives its share."""
+def mean_cross_entropy(model: nn.Module, loader: DataLoader[dict[str, Tensor]], head_known: bool = True) -> float:
+    """Nats per target token over a whole data set, of which each process's loader gives its share.
+
+    `head_known` is that of `outcome`.
+    """
     device = next(model.parameters()).device
     total, count = 0.0, 0
     with evaluating(model):
         for cpu_batch in loader:
             batch = {name: tensor.to(device) for name, tensor in cpu_batch.items()}
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-            batch_sum, batch_count, _ = task_objective(logits, batch)
+            batch_sum, batch_count, _ = outcome(model, task_objective, batch, head_known)
             total, count = total + batch_sum.item(), count + int(batch_count)
     total, texts = over_processes([total, count], device)
     return total / texts
@@ -208,6 +228,7 @@ def train(
         arguments,
         objective=objective,
         flips=flips if settings.select_by == "flips" else None,
+        length_pool=settings.length_pool,
         train_dataset=train_set,
         eval_dataset=validation_set,
         data_collator=collator,
