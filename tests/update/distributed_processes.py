@@ -66,7 +66,7 @@ def sharded(model: PeftModel) -> PeftModel:
     mesh = init_device_mesh("cpu", (process()[1],))
     for layer in model.base_model.model.model.layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # gathered anew for the backward pass, as accelerate can
     assert all(isinstance(weight, DTensor) for weight in model.parameters())
     return model
 

@@ -139,7 +139,8 @@ def test_sorted_texts_stay_in_their_step(texts: int, batch_size: int, accumulati
     for before, after in zip(steps(plain, accumulation), steps(found, accumulation), strict=True):
         assert set(after) == set(before)
         assert [of[text] for text in after] == sorted((of[text] for text in before), reverse=True)
-    assert padding(found, of) <= padding(plain, of)
+    whole = texts // (batch_size * accumulation) * accumulation  # the batches of the last step may differ in size
+    assert padding(found[:whole], of) <= padding(plain[:whole], of)
 
 
 @given(texts=st.integers(1, 200), pool=st.integers(2, 9), seed=st.integers(0, 9))

@@ -1,6 +1,7 @@
 """The recipes that come along, each run whole with tiny stand-ins: `muscle update RECIPE --dry-run tiny`."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +101,17 @@ def test_there_are_recipes_of_the_papers_updates_and_of_todays() -> None:
     assert trained == set(paper.TRAINED_UPDATES)
     assert measured == set(paper.MEASURED_UPDATES)
     assert {"ablation", "real_data_small", "qwen2.5_to_qwen3", "smollm2_checkpoints"} < recipes.keys()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_no_training_is_all_warm_up(file: Path) -> None:
+    """As far as a recipe says how many texts there are."""
+    recipe = read_recipe(file)
+    for name, task in recipe.tasks.items():
+        for training in (recipe.training_of(name), recipe.alignment_training_of(name)) if task.train_limit else ():
+            texts = round(task.train_limit * (1 - (task.validation_share or 0)))
+            steps = training.epochs * math.ceil(texts / (training.batch_size * training.accumulation))
+            assert training.warmup_steps < steps, name
 
 
 @pytest.mark.parametrize("chosen", ["gemma2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "qwen2", "qwen3"])

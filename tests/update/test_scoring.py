@@ -11,12 +11,12 @@ import lm_eval.utils
 import numpy as np
 import pytest
 import torch
-from lm_eval.models.huggingface import HFLM
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from muscle.errors import MuscleError
 from muscle.measure import compare
+from muscle.update.backends import LocalLM
 from muscle.update.ensemble import Ensemble, _MeanWith
 from muscle.update.models import load_task_model, load_tokenizer
 from muscle.update.recipe import Base, EvaluationSettings, TaskModel, TaskSettings
@@ -294,7 +294,9 @@ def test_draws_come_from_the_whole_vocabulary(world: Path, monkeypatch: pytest.M
     settings = EvaluationSettings(draws=2, temperature=0.7, limit=1)
     evaluate(task_model_lm(model(world, "old"), settings), "old", task(world, "sums"), "test", tmp_path, settings)
     wanted = {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0}
-    assert [{key: call[key] for key in wanted} for call in asked] == [wanted, wanted]
+    sampled = [call for call in asked if call["do_sample"]]  # not what tries which cache the model keeps
+    assert len(sampled) >= settings.draws
+    assert all(call.items() >= wanted.items() for call in sampled)
 
 
 def test_generation_settings_of_the_task_reach_the_model(
@@ -330,7 +332,7 @@ def test_grades_that_fell_are_flips(
 ) -> None:
     """Two items, graded by the length of the answer: one grows, one shrinks by more than that."""
     answers = iter([["four", "four"], ["fours!", "x"]])
-    monkeypatch.setattr(HFLM, "generate_until", lambda *_: next(answers))
+    monkeypatch.setattr(LocalLM, "generate_until", lambda *_: next(answers))
     graded = custom_task(
         tmp_path, "process_results: !function utils.length", metric="length", higher_is_better=higher_is_better
     )

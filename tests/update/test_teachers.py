@@ -404,10 +404,10 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 
 def test_the_texts_are_read_by_length_in_few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_cache, "BATCH_SIZE", 3)
+    monkeypatch.setattr(teacher_cache, "TOKENS", 40)
     texts = Texts(examples("all"), COLLATOR)
     lengths = [[texts.lengths[i] for i in batch] for batch in texts.batches()]
-    assert lengths == [[18, 18, 13], [10, 6, 4], [3, 2]]
+    assert lengths == [[18, 18], [13, 10, 6], [4, 3, 2]]
     told: list[float] = []
     compute_states(task_model("llama"), texts, "auto", None, lambda share, _: told.append(share))
     assert told == pytest.approx([1 / 3, 2 / 3, 1])

@@ -141,6 +141,7 @@ def cache_teacher(
         MuscleError: A model or the task's data cannot be loaded, the bases tokenize differently, or the states do not
             fit on the disk.
     """
+    processes()
     data = _TaskData(new.base, task, tokens)
     texts, teacher = Texts(data.training, data.collator), old or new
     if old:
@@ -156,6 +157,9 @@ def check_same_tokenizer(old: Base, new: Base, new_tokenizer: PreTrainedTokenize
         MuscleError: There is a text that they tokenize differently.
     """
     old_tokenizer = load_tokenizer(old)
+    definition = _definition(new_tokenizer)
+    if definition and definition == _definition(old_tokenizer):
+        return  # then the texts, shots and all, need not be rendered
     texts = list(_texts(task, new_tokenizer))
     for text, old_ids, new_ids in zip(
         texts, *(t(texts)["input_ids"] for t in (old_tokenizer, new_tokenizer)), strict=True
@@ -170,6 +174,12 @@ def check_same_tokenizer(old: Base, new: Base, new_tokenizer: PreTrainedTokenize
             f"{old.base} ends texts with token {old_tokenizer.eos_token_id}, {new.base} with "
             f"{new_tokenizer.eos_token_id}: aligning needs two bases that share a tokenizer"
         )
+
+
+def _definition(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int | None] | None:
+    """All that decides a tokenizer's ids, end of text included; None where not all of it can be seen."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return (backend.to_str(), tokenizer.eos_token_id) if backend else None
 
 
 def _texts(task: Task, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,8 +26,15 @@ class Ensemble(LocalLM):
         super().__init__(load_on_device(new), load_tokenizer(new.base), in_process(settings))
         self._old = load_on_device(old)
 
+    @property
+    def _models(self) -> tuple[Any, ...]:
+        return self.model, self._old
+
+    def _mixed(self, logits: Sequence[Tensor]) -> Tensor:
+        return _mean_logits(*logits)
+
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        with torch.no_grad():
+        with self._inference():
             return _mean_logits(super()._model_call(inps), self._old(inps).logits)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:

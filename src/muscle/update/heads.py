@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,7 +62,10 @@ class Head(nn.Module):
         else:  # an adapted or quantized layer is known by what it makes of the unit vectors
             units = torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
             bias = self.layer(torch.zeros_like(units[:1]))[0]
-            parts = {"weight": (self.layer(units) - bias).T.contiguous(), "bias": bias}
+            with _without_bias(self.layer):
+                bare = self.layer(units)
+                rest = self.layer(torch.zeros_like(units[:1]))[0]  # where the bias is somewhere else
+            parts = {"weight": (bare - rest).T.contiguous(), "bias": bias}
         save_file(parts, file, {"scale": json.dumps(self.scale), "softcap": json.dumps(self.softcap)})
 
     @classmethod
@@ -89,6 +93,11 @@ _Read = TypeVar("_Read")
 
 
 def read_states(model: nn.Module, read: Callable[[Tensor, Head], _Read], **inputs: Any) -> _Read:
+    """What `read` makes of a model's final hidden states, as in `run_to_head`."""
+    return run_to_head(model, read, **inputs)[0]
+
+
+def run_to_head(model: nn.Module, read: Callable[[Tensor, Head], _Read], **inputs: Any) -> tuple[_Read, Tensor]:
     """Run a model as far as its head, and no further.
 
     The head is given as it is inside the forward pass: there its weights are whole, also where several processes share
@@ -101,7 +110,8 @@ def read_states(model: nn.Module, read: Callable[[Tensor, Head], _Read], **input
         **inputs: Of the model.
 
     Returns:
-        What `read` returns.
+        What `read` returns; and the model's output in place of logits, (B, T, 0). FSDP2 gathers weights for the
+        backward pass when it reaches a module's output, which therefore belongs into the graph of a loss.
 
     Raises:
         MuscleError: The model has no head, or does not use it.
@@ -117,14 +127,14 @@ def read_states(model: nn.Module, read: Callable[[Tensor, Head], _Read], **input
     replaced = layer.__dict__.get("forward")  # as accelerate's hooks do, for one
     layer.forward = forward
     try:
-        model(**inputs)
+        output: Tensor = model(**inputs).logits
     finally:
         del layer.forward
         if replaced:
             layer.forward = replaced
     if not found:
         raise unknown_head(inner)
-    return found[0]
+    return found[0], output
 
 
 @torch.no_grad()
@@ -152,6 +162,20 @@ def _scale_and_softcap(model: nn.Module) -> tuple[float, float | None]:
     text = config.get_text_config()
     scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
     return scale, getattr(text, "final_logit_softcapping", None)
+
+
+@contextmanager
+def _without_bias(layer: Any) -> Iterator[None]:
+    """An adapted layer without its base's bias: in 16 bits, a product is rounded to what a large bias leaves of it."""
+    inner: Any = getattr(layer, "base_layer", None)
+    bias = inner.bias if isinstance(inner, nn.Linear) else None
+    if bias is not None:
+        inner.bias = None
+    try:
+        yield
+    finally:
+        if bias is not None:
+            inner.bias = bias
 
 
 def output_head(model: nn.Module) -> nn.Module:

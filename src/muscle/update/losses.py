@@ -89,15 +89,16 @@ def loss_of_rows(states: Tensor, head: Callable[[Tensor], Tensor], take: Take) -
     """
     learns = torch.is_grad_enabled()
     columns: list[dict[str, Tensor]] = []
-    if learns and _requires_grad(head, states):
+    probe = head(states[:0].detach())
+    if learns and probe.requires_grad:
         totals = []
-        for rows in chunks(states, head):
+        for rows in chunks(states, probe.shape[-1]):
             total, noted = checkpoint(_differentiable, states[rows], head, take, rows, use_reentrant=False)
             totals.append(total)
             columns.append(noted)
         return torch.stack(totals).sum(), _joined(columns)
     gradients = []
-    for rows in chunks(states, head):
+    for rows in chunks(states, probe.shape[-1]):
         part = states[rows].detach().requires_grad_(learns)
         logits = head(part)
         with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
@@ -112,21 +113,15 @@ def loss_of_rows(states: Tensor, head: Callable[[Tensor], Tensor], take: Take) -
     return (_Known.apply(states, total, torch.cat(gradients)) if learns else total), joined  # type: ignore[no-untyped-call]
 
 
-def chunks(states: Tensor, head: Callable[[Tensor], Tensor]) -> Iterator[slice]:
+def chunks(states: Tensor, vocabulary: int) -> Iterator[slice]:
     """Rows to take at a time, so that their logits stay small, and the head's weights are not read too often.
 
     At least one chunk, if an empty one.
     """
     numbers = LOGITS_AT_A_TIME["cpu" if states.device.type == "cpu" else "gpu"]
-    size = max(LEAST_ROWS, numbers // width(head, states))
+    size = max(LEAST_ROWS, numbers // vocabulary)
     for start in range(0, max(1, len(states)), size):
         yield slice(start, min(start + size, len(states)))
-
-
-@torch.no_grad()
-def width(head: Callable[[Tensor], Tensor], states: Tensor) -> int:
-    """Size V of the vocabulary that a head makes logits of."""
-    return head(states[:0]).shape[-1]
 
 
 class _Known(torch.autograd.Function):
@@ -147,13 +142,15 @@ class _Known(torch.autograd.Function):
 def _by_hand(logits: Tensor, aim: Aim, learns: bool) -> tuple[dict[str, Tensor], Tensor | None]:
     """The rows' losses, and the gradient of their sum with respect to the logits, in as few passes as torch allows."""
     z = _wide(logits)
-    q, log_sum = _softmax(z)
-    by_row = {"cross_entropy": log_sum - z.gather(-1, aim.targets[:, None])[:, 0]}
-    by_row["loss"] = aim.ce_share * by_row["cross_entropy"]
     gradient = None
     if learns and aim.ce_share:
+        q, log_sum = _softmax(z)
         gradient = q.mul_(aim.ce_share)  # d/dz -log softmax(z)[y] = softmax(z) - onehot(y)
         gradient.scatter_add_(-1, aim.targets[:, None], gradient.new_full((len(z), 1), -aim.ce_share))
+    else:
+        log_sum = z.logsumexp(-1)
+    by_row = {"cross_entropy": log_sum - z.gather(-1, aim.targets[:, None])[:, 0]}
+    by_row["loss"] = aim.ce_share * by_row["cross_entropy"]
     if aim.teacher is not None:
         shared, all_rows = aim.teacher.shape[-1], z.shape[-1]
         z, t = z[:, :shared] / aim.temperature, _wide(aim.teacher) / aim.temperature
@@ -192,11 +189,6 @@ def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities (n, V), and the logarithm (n,) of what they were divided by."""
     probabilities = logits.softmax(-1)
     return probabilities, logits.amax(-1) - probabilities.amax(-1).log()  # exact at the largest, which is >= 1 / V
-
-
-def _requires_grad(head: Callable[[Tensor], Tensor], states: Tensor) -> bool:
-    """Whether the head itself is trained."""
-    return head(states[:0].detach()).requires_grad
 
 
 def _joined(columns: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from muscle.errors import MuscleError
 from muscle.update.heads import Head
-from muscle.update.losses import Aim, chunks, loss_of_rows, width
+from muscle.update.losses import Aim, chunks, loss_of_rows
 from muscle.update.recipe import AlignmentSettings
 from muscle.update.tasks import IGNORED
 from muscle.update.teachers import Teacher
@@ -147,6 +147,11 @@ class _TeacherRows:
             logits: Tensor = self.head(self.states[rows][index])
         return logits
 
+    @property
+    def vocabulary(self) -> int:
+        """How many rows the head has."""
+        return self.logits(slice(0)).shape[-1]
+
 
 @dataclass(frozen=True)
 class _Comparison:
@@ -162,7 +167,7 @@ class _Comparison:
     def __call__(self, hidden: Tensor, head: Head) -> Outcome:
         states = self.targets.of_states(hidden)
         teachers = [teacher for teacher in (self.old, self.new) if teacher]
-        shared = min(width(head, states), *(width(teacher.head, teacher.states) for teacher in teachers))
+        shared = min(head(states[:0]).shape[-1], *(teacher.vocabulary for teacher in teachers))
         _check_shared(self.targets.gold, shared)
         aims = self.aims
         ahead = self._weigh_all(states, head, shared) if "sequence" in self.reads else None
@@ -194,7 +199,7 @@ class _Comparison:
         """Weights (n,) that depend on whole sequences: the facts of all rows come before the first of them."""
         found = [
             self._facts(head(states[rows])[:, :shared], self._old_logits(rows, shared), rows)
-            for rows in chunks(states, head)
+            for rows in chunks(states, shared)
         ]
         return self.aims.weight(**{name: torch.cat([facts[name] for facts in found]) for name in found[0]})
 

@@ -25,8 +25,8 @@ from muscle.update.tasks import IGNORED
 
 ROWS, HEAD, RECORD = "states.bin", "head.safetensors", "states.json"
 """Files of a cache on disk. The record is written last: without it there is no cache."""
-BATCH_SIZE = 32
-"""Texts per forward pass, which keeps no activations and makes no logits."""
+TOKENS = 2048
+"""Of a forward pass, padding included; more are read no faster, and take more memory. One text may have more."""
 
 
 class Texts:
@@ -50,7 +50,12 @@ class Texts:
     def batches(self) -> list[list[int]]:
         """The texts by length, longest first: little padding, and what does not fit on the device fails at once."""
         order = sorted(range(len(self.lengths)), key=lambda text: -self.lengths[text])
-        return [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
+        batches = []
+        while order:
+            size = max(1, TOKENS // self.lengths[order[0]])
+            batches.append(order[:size])
+            order = order[size:]
+        return batches
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,10 @@ def compute_states(model: nn.Module, texts: Texts, kept: CacheDtype, folder: Pat
                 "`teacher_cache: off` under `alignment`"
             ) from None
     written = open_states(folder, texts)
-    assert written
+    if not written:
+        raise MuscleError(
+            f"{folder} is not the same folder in all processes: let them share it, or set `teacher_cache: memory`"
+        )
     return written
 
 

@@ -162,7 +162,8 @@ class Teachers:
         if states := self._on_disk("old"):
             return CachedTeacher(states, Head.load(self._folders["old"] / HEAD))
         model = self._load(self._models["old"])
-        states, head = self._computed("old", model), Head.of(model)
+        states = self._computed("old", model)
+        head = Head.load(self._folders["old"] / HEAD) if self._folders else Head.of(model)
         del model
         clear_device_cache(garbage_collection=True)
         return CachedTeacher(states, head)

@@ -24,7 +24,7 @@ from muscle.update.callbacks import (
     validations,
 )
 from muscle.update.distributed import Collator, SharedLoader, over_processes, process
-from muscle.update.heads import Head, head_is_known, read_states
+from muscle.update.heads import Head, head_is_known, run_to_head
 from muscle.update.models import evaluating
 from muscle.update.objectives import Objective, Outcome, task_objective
 from muscle.update.pipeline import Report
@@ -148,7 +148,8 @@ def outcome(model: nn.Module, objective: Objective, batch: dict[str, Tensor], he
     read = objective(batch)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
     if head_known:
-        return read_states(model, read, **inputs)
+        (total, count, statistics), output = run_to_head(model, read, **inputs)
+        return total + output.sum(), count, statistics
     return read(model(**inputs).logits, Head(nn.Identity()))
 
 
@@ -164,8 +165,8 @@ def mean_cross_entropy(model: nn.Module, loader: DataLoader[dict[str, Tensor]], 
             batch = {name: tensor.to(device) for name, tensor in cpu_batch.items()}
             batch_sum, batch_count, _ = outcome(model, task_objective, batch, head_known)
             total, count = total + batch_sum.item(), count + int(batch_count)
-    total, texts = over_processes([total, count], device)
-    return total / texts
+    total, targets = over_processes([total, count], device)
+    return total / targets
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,8 @@ def _claim(out: Path, wanted: str) -> None:
     with _writing(out):
         if not mark.exists() and out.exists() and any(out.iterdir()):
             raise MuscleError(f"{out} is not empty: remove it, or choose another folder with --out")
-        if mark.exists() and mark.read_text() != wanted:
+        trained = any((out / CHECKPOINTS).glob("checkpoint-*"))  # else nothing is lost
+        if mark.exists() and mark.read_text() != wanted and trained:
             raise MuscleError(
                 f"{out} holds a training that was begun with other settings, models or data: remove it, or choose "
                 "another folder with --out"
