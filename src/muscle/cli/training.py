@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -29,6 +29,9 @@ TeacherCache = Annotated[
         help="Where what the teachers say of the training texts is kept, computed once; off: they run at each step. "
         "[default: memory, or what the recipe says]"
     ),
+]
+Estimate = Annotated[
+    bool, typer.Option("--estimate", help="Only tell what time, memory and disk it will take, and whether it fits.")
 ]
 DryRun = Annotated[
     Literal["tiny"] | None,
@@ -119,6 +122,7 @@ def update(
         str | None, typer.Option(metavar="OWNER", help="Upload the results, private, as OWNER/RUN-TASK-METHOD.")
     ] = None,
     teacher_cache: TeacherCache = None,
+    estimate: Estimate = False,
 ) -> None:
     """Run a whole model update: adapters, alignment, controls, evaluation, tables; several tasks.
 
@@ -126,12 +130,15 @@ def update(
     run again.
     """
     settings = _recipe(recipe, _kept(teacher_cache), set_)
-    from muscle.update.run import run_update, stand_in
+    from muscle.update.run import print_update_estimate, run_update, stand_in
 
     name = recipe.stem
     if dry_run:
         settings, name = stand_in(settings), f"{name}-dry-run"
-    run_update(settings, out or Path("runs") / name, jobs, _console(), outdated, push_to_hub)
+    root = out or Path("runs") / name
+    if estimate:
+        _end(print_update_estimate(settings, root, jobs, _console(), outdated))
+    run_update(settings, root, jobs, _console(), outdated, push_to_hub)
     if dry_run:
         print("This was a dry run: every stage is real, but such small models make the figures mean nothing.")
 
@@ -209,14 +216,17 @@ def demo(
         Path | None, typer.Option(metavar="DIR", help="Folder of the run [default: one below muscle-demo]")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Worker processes; each takes about 0.7 GB.")] = 2,
+    estimate: Estimate = False,
 ) -> None:
     """Run one whole model update in a small world: bases, adapters, alignment, controls, table.
 
     Ctrl-C loses nothing but the stage under way: the same command goes on from there.
     """
     _require()
-    from muscle.demo.run import run_demo
+    from muscle.demo.run import print_demo_estimate, run_demo
 
+    if estimate:
+        _end(print_demo_estimate(seed, quick, out, jobs, _console()))
     run_demo(seed, quick, out, jobs, _console())
 
 
@@ -246,6 +256,11 @@ def _recipe(file: Path | None, given: Mapping[tuple[str, ...], object], override
     if file is None:
         return make_recipe({}, overrides or (), given)
     return read_recipe(file, overrides or (), given)
+
+
+def _end(fits: bool) -> NoReturn:
+    """End after an estimate: with code 2 where it does not fit."""
+    raise typer.Exit(0 if fits else 2)
 
 
 def _console() -> "Console":

@@ -11,6 +11,7 @@ from muscle.demo.plan import FULL, QUICK, full_plan
 from muscle.demo.table import meaning, print_rows, table_rows, write_rows
 from muscle.errors import MuscleError
 from muscle.measure.report.terminal import say
+from muscle.update.estimate import print_estimate
 from muscle.update.pipeline import run_pipeline
 
 
@@ -27,7 +28,7 @@ def run_demo(seed: int, quick: bool, out: Path | None, jobs: int, console: Conso
     Raises:
         MuscleError: `out` cannot be used, or a stage failed.
     """
-    root = out or Path("muscle-demo") / f"{'quick-' if quick else ''}seed-{seed}"
+    root = _root(seed, quick, out)
     _claim(root, {"seed": seed, "quick": quick})
     say(console, f"One model update in a world of its own, from pretraining to table, in {root}")
     run_pipeline(full_plan(seed, QUICK if quick else FULL), root, jobs, console)
@@ -42,6 +43,19 @@ def run_demo(seed: int, quick: bool, out: Path | None, jobs: int, console: Conso
         say(console, f"{kind:<9} {root / kind}")
     scenes = root / "logs" / "scenes"
     say(console, f"Look closer: muscle compare {scenes / 'old'} {scenes / 'new'} --compatible {scenes / 'muscle'}")
+
+
+def print_demo_estimate(seed: int, quick: bool, out: Path | None, jobs: int, console: Console) -> bool:
+    """Print what the missing stages of `run_demo` will take; nothing is written.
+
+    Returns:
+        Whether it fits into memory and disk.
+    """
+    return print_estimate(full_plan(seed, QUICK if quick else FULL), _root(seed, quick, out), jobs, console)
+
+
+def _root(seed: int, quick: bool, out: Path | None) -> Path:
+    return out or Path("muscle-demo") / f"{'quick-' if quick else ''}seed-{seed}"
 
 
 def _claim(root: Path, what: dict[str, object]) -> None:

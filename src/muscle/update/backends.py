@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from accelerate.utils import gather
 from huggingface_hub import snapshot_download
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import model_registry
 from lm_eval.models.api_models import TemplateAPI
@@ -23,8 +24,10 @@ from transformers import PreTrainedTokenizerBase
 
 from muscle.errors import MuscleError
 from muscle.update.distributed import processes
+from muscle.update.generation import can_refill, generate_until
 from muscle.update.load_errors import explained
 from muscle.update.models import device, load_task_model, load_tokenizer
+from muscle.update.packed import PackedLM
 from muscle.update.recipe import Base, EvaluationSettings, TaskModel, split_revision
 
 HF_ARGUMENTS = (
@@ -82,7 +85,7 @@ def in_process(settings: EvaluationSettings) -> EvaluationSettings:
     return msgspec.structs.replace(settings, backend="hf", backend_args={})
 
 
-class LocalLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
+class LocalLM(PackedLM):
     """A model of this process. Under `accelerate launch` each process scores its share of the items.
 
     Args:
@@ -104,6 +107,13 @@ class LocalLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
                 **{"softmax_dtype": "float32", **settings.backend_args},
             )
         self._rank, self._world_size = state.process_index, state.num_processes
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answers to requests of (prompt, gen_kwargs), without waiting for the longest of a batch where that can be."""
+        if can_refill(self, requests):
+            return generate_until(self, requests, disable_tqdm)
+        answers: list[str] = super().generate_until(requests, disable_tqdm)
+        return answers
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, one after the other."""

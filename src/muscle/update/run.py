@@ -14,6 +14,7 @@ from rich.console import Console
 from muscle import __version__
 from muscle.errors import MuscleError
 from muscle.measure.report.terminal import new_table, say
+from muscle.update.estimate import check_weights, print_estimate
 from muscle.update.pipeline import Outdated, pipeline_status, run_pipeline
 from muscle.update.plan import Plan
 from muscle.update.provenance import digest
@@ -48,7 +49,10 @@ def run_update(
     _check_root(root)
     commits = pins(recipe, _record(root).get("commits", {}))
     record = json.dumps({"muscle": __version__, "recipe": recipe.as_dict(), "commits": commits}, indent=2) + "\n"
-    run_pipeline(Plan(recipe, commits=commits).stages(), root, jobs, console, outdated, {RECORD: record})
+    stages = Plan(recipe, commits=commits).stages()
+    if recipe.old.base or recipe.new.base:
+        check_weights(stages, root, outdated == "keep")
+    run_pipeline(stages, root, jobs, console, outdated, {RECORD: record})
     print_tables(collect([root]), console)
     for task in recipe.tasks:
         for method in recipe.methods:
@@ -57,6 +61,22 @@ def run_update(
             if owner:
                 repository = f"{owner}/{root.resolve().name}-{task}-{method}"
                 say(console, f"uploaded  {hub.push(folder, repository, private=True)}")
+
+
+def print_update_estimate(
+    recipe: Recipe, root: Path, jobs: int, console: Console, outdated: Outdated = "refuse"
+) -> bool:
+    """Print what the missing stages of `run_update` will take; nothing is written.
+
+    Returns:
+        Whether it fits into memory and disk.
+
+    Raises:
+        MuscleError: A base or task cannot be had.
+    """
+    recipe = located(recipe)
+    stages = Plan(recipe, commits=pins(recipe, _record(root).get("commits", {}))).stages()
+    return print_estimate(stages, root, jobs, console, keep=outdated == "keep")
 
 
 def located(recipe: Recipe) -> Recipe:

@@ -1,0 +1,337 @@
+"""What stages read, as far as it can be had before they run: real tasks and tokenizers, and stand-ins of the models.
+
+A stand-in has the architecture of a base, from its configuration alone, and random weights. No weights are downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from msgspec import convert
+from peft import PeftConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from muscle.update import stages
+from muscle.update.load_errors import explained
+from muscle.update.lora import add_adapter
+from muscle.update.models import load_tokenizer
+from muscle.update.pipeline import Stage
+from muscle.update.recipe import Base, LoraSettings, split_revision
+from muscle.update.tasks import IGNORED, Task, TokenizedExamples
+
+MODELS = {"model": ("base", "adapter"), "old": ("old_base", "old_adapter"), "new": ("new_base", "new_adapter")}
+"""Key of a stage's settings that holds a task model -> keywords of the folders that stand for its parts."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The training and held-out texts of a task in a base's tokens, closed by the end-of-text token."""
+
+    training: int
+    held_out: int
+    tokens: int
+    """Of all training texts, without padding."""
+    targets: int
+    """Those of them that are learnt from."""
+    longest: int
+    """Of a text, in tokens."""
+    opening: float
+    """Seconds until the task is there."""
+    preparing: float
+    """Seconds until its texts are rendered and tokenized."""
+
+    @property
+    def mean(self) -> float:
+        """Tokens of a training text."""
+        return self.tokens / max(1, self.training)
+
+
+@dataclass(frozen=True)
+class Items:
+    """What an evaluation scores."""
+
+    number: int
+    """Scored once."""
+    longest: int
+    """Tokens of a prompt with its shots and its answer, by training texts."""
+    answer: int | None
+    """Tokens of the longest right answer and the end of text; None where nothing is generated."""
+
+
+SAMPLE = 200
+"""Training texts by which the length of prompts and answers is judged."""
+
+
+class Inputs:
+    """The inputs of a plan's stages.
+
+    Args:
+        plan: All stages.
+        root: Folder of the run; of what is done there the bases and tasks are read.
+        done: Names of the stages that are done there.
+        work: An empty folder for stand-ins.
+    """
+
+    def __init__(self, plan: Sequence[Stage], root: Path, done: frozenset[str], work: Path) -> None:
+        self.plan = plan
+        self._writers = {stage.name: stage for stage in plan}
+        self._root, self._done, self._work = root, done, work
+        self._tasks: dict[str, Task] = {}
+        self._counts: dict[str, Texts | Items] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tasks": {}}  # tasks hold data, and are opened again where they are needed
+
+    def folder(self, name: str) -> Path:
+        """Where a stage's output is, or its stand-in's."""
+        return (self._root if name in self._done else self._work / "stages") / name
+
+    def scratch_folder(self) -> Path:
+        """A folder of its own for a miniature's output."""
+        (self._work / "miniatures").mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=self._work / "miniatures"))
+
+    # Counts
+
+    def counts_key(self, stage: Stage) -> str:
+        """Equal for stages whose texts or items are the same."""
+        settings, texts = stage.settings, is_taught(stage)
+        task = {**settings["task"], "settings": dict(settings["task"]["settings"])}
+        if texts:
+            task["settings"]["num_fewshot"] = 0  # no training text has shots
+        side = next(side for side in ("model", "new") if side in settings)
+        rest = self._tokens(stage) if texts else [settings["split"], settings["evaluation"]["limit"]]
+        return json.dumps([texts, task, stage.inputs.get("tasks_folder"), rest, self._tokenizer(stage, side)])
+
+    def count(self, stage: Stage) -> Texts | Items:
+        """The texts of a stage that is taught, the items of an evaluation; counted once."""
+        key = self.counts_key(stage)
+        if key not in self._counts:
+            self._counts[key] = self._count_texts(stage) if is_taught(stage) else self._count_items(stage)
+        return self._counts[key]
+
+    def remember(self, key: str, counted: Texts | Items) -> None:
+        """Take over what another process has counted."""
+        self._counts[key] = counted
+
+    def texts(self, stage: Stage) -> Texts:
+        """Of a stage that is taught."""
+        counted = self.count(stage)
+        assert isinstance(counted, Texts)
+        return counted
+
+    def items(self, stage: Stage) -> Items:
+        """Of an evaluation."""
+        counted = self.count(stage)
+        assert isinstance(counted, Items)
+        return counted
+
+    def _tokens(self, stage: Stage) -> Any:
+        return stage.settings.get("tokens") or stage.settings["training"]["tokens"]
+
+    def _count_texts(self, stage: Stage) -> Texts:
+        started = time.perf_counter()
+        task = self._open(stage)
+        opened = time.perf_counter()
+        tokenizer = load_tokenizer(self._base(stage, "model" if "model" in stage.settings else "new"))
+        training, held_out = (
+            TokenizedExamples(task.examples(split, tokenizer), tokenizer, self._tokens(stage))
+            for split in stages.SPLITS
+        )
+        prepared = time.perf_counter()
+        targets = sum(int((training[index]["labels"] != IGNORED).sum()) for index in range(len(training)))
+        longest = max(map(len, [*training.ids, *held_out.ids]), default=1)
+        tokens = sum(map(len, training.ids))
+        return Texts(len(training), len(held_out), tokens, targets, longest, opened - started, prepared - opened)
+
+    def _count_items(self, stage: Stage) -> Items:
+        key = json.dumps(stage.settings["task"])
+        if key not in self._tasks:
+            self._tasks[key] = self._open(stage)
+        task, settings = self._tasks[key], stage.settings
+        evaluated = task.for_evaluation(settings["split"])
+        number = len(evaluated.eval_docs)
+        tokenizer = load_tokenizer(self._base(stage, "model" if "model" in settings else "new"))
+        rows = task.examples("training", tokenizer)[:SAMPLE]
+        texts = [len(ids) for ids in tokenizer([row.context + row.answer for row in rows])["input_ids"]]
+        answers = [len(ids) for ids in tokenizer([row.answer for row in rows])["input_ids"]]
+        return Items(
+            number=min(number, settings["evaluation"]["limit"] or number),
+            longest=(1 + (evaluated.config.num_fewshot or 0)) * max(texts, default=1),
+            answer=1 + max(answers, default=1) if evaluated.OUTPUT_TYPE == "generate_until" else None,
+        )
+
+    def _open(self, stage: Stage) -> Task:
+        folder = stage.inputs.get("tasks_folder")
+        return stages.task_of(stage.settings["task"], self.folder(folder) if folder else None)
+
+    @staticmethod
+    def with_texts(task: Mapping[str, Any], count: int) -> dict[str, Any]:
+        """A task's settings with so many training texts, and its share of held-out ones beside."""
+        share = task["settings"]["validation_share"] or 0
+        return {
+            **task,
+            "settings": {**task["settings"], "train_limit": max(2, math.ceil(count / max(0.05, 1 - share)))},
+        }
+
+    def held_out(self, stage: Stage, task: Mapping[str, Any]) -> int:
+        """Held-out texts of a miniature with such a task."""
+        share = task["settings"]["validation_share"]
+        return self.texts(stage).held_out if share is None else round(share * task["settings"]["train_limit"])
+
+    # Models
+
+    def of(
+        self, stage: Stage, changes: Mapping[str, Any], layers: int | None
+    ) -> tuple[dict[str, Any], dict[str, Path]]:
+        """Settings and folders to call a stage's function with, its models replaced by stand-ins."""
+        settings = {**stage.settings, **changes}
+        folders = {keyword: self.folder(name) for keyword, name in stage.inputs.items()}
+        for side, (base_keyword, adapter_keyword) in MODELS.items():
+            if not isinstance(settings.get(side), Mapping):
+                continue
+            base = self._stand_in(stage, side, layers)
+            lora = self.lora(stage, side)
+            adapter = self._adapter(base, lora) if lora else None
+            settings[side] = {**settings[side], "base": {**settings[side]["base"], "base": base}, "adapter": adapter}
+            instead = (base_keyword, adapter_keyword, f"{side}_states")  # states of stand-ins are made on the spot
+            folders = {key: path for key, path in folders.items() if key not in instead}
+        return settings, folders
+
+    def config(self, stage: Stage, side: str) -> PretrainedConfig:
+        """The configuration of a side's base: "model", "old" or "new"."""
+        return self._config(str(self._source(stage, side)), stage.settings[side]["base"]["trust_remote_code"])
+
+    def written_config(self, name: str) -> PretrainedConfig:
+        """Of the base that a stage writes."""
+        return self._config(str(self.folder(name)), False)
+
+    @staticmethod
+    @lru_cache
+    def _config(source: str, trust_remote_code: bool) -> PretrainedConfig:
+        name, revision = split_revision(source)
+        with explained("base", source):
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                name, revision=revision, trust_remote_code=trust_remote_code
+            )
+        return config
+
+    def layers(self, stage: Stage) -> int:
+        """Of the deepest of a stage's bases."""
+        sides = [side for side in MODELS if isinstance(stage.settings.get(side), Mapping)]
+        return max(int(self.config(stage, side).get_text_config().num_hidden_layers) for side in sides)
+
+    def parameters(self, stage: Stage, layers: int | None) -> int:
+        """Weights of the base that is trained or evaluated."""
+        config = self.config(stage, "model" if "model" in stage.settings else "new")
+        return sum(weight.numel() for weight in on_meta(cut(config, layers)).parameters())
+
+    def lora(self, stage: Stage, side: str) -> LoraSettings | None:
+        """Shape of the adapter that a side is loaded with; None where there is none."""
+        given = stage.settings[side]["adapter"]
+        if given:
+            with explained("adapter", given):
+                name, revision = split_revision(given)
+                config = PeftConfig.from_pretrained(name, revision=revision)
+            return LoraSettings(rank=getattr(config, "r", 16))
+        writer = self._writers.get(stage.inputs.get(MODELS[side][1], ""))
+        while writer is not None:
+            if writer.settings.get("lora"):
+                return convert(writer.settings["lora"], LoraSettings)
+            if writer.settings.get("new", {}).get("adapter"):
+                return self.lora(writer, "new")
+            writer = self._writers.get(writer.inputs.get("new_adapter", ""))
+        return None
+
+    def shape(self, stage: Stage, side: str) -> dict[str, Any] | None:
+        """`lora` in plain values."""
+        found = self.lora(stage, side)
+        return found.as_dict() if found else None
+
+    def architecture(self, stage: Stage, side: str) -> str:
+        """Equal where two bases have equal shapes."""
+        config = self.config(stage, side).to_dict()
+        for name in ("_name_or_path", "transformers_version", "_commit_hash"):
+            config.pop(name, None)
+        loaded = [stage.settings[side]["base"][name] for name in ("dtype", "quantization")]
+        return json.dumps([config, loaded], sort_keys=True, default=str)
+
+    def _tokenizer(self, stage: Stage, side: str) -> str:
+        """Equal where two bases share one tokenizer, as two from scratch do."""
+        file = Path(self._source(stage, side)) / "tokenizer.json"
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else str(self._source(stage, side))
+
+    def _source(self, stage: Stage, side: str) -> str | Path:
+        written = stage.inputs.get(MODELS[side][0])
+        return self.folder(written) if written else stage.settings[side]["base"]["base"]
+
+    def _base(self, stage: Stage, side: str) -> Base:
+        return convert({**stage.settings[side]["base"], "base": str(self._source(stage, side))}, Base)
+
+    def _stand_in(self, stage: Stage, side: str, layers: int | None) -> str:
+        def write(folder: Path) -> None:
+            config, base = cut(self.config(stage, side), layers), self._base(stage, side)
+            dtype = getattr(torch, base.dtype) if base.dtype != "auto" else config.dtype
+            AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32).save_pretrained(folder)  # type: ignore[no-untyped-call]
+            load_tokenizer(base).save_pretrained(folder)
+
+        return self._made("bases", f"{self.architecture(stage, side)} {layers} {self._source(stage, side)}", write)
+
+    def _adapter(self, base: str, lora: LoraSettings) -> str:
+        def write(folder: Path) -> None:
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base)
+            add_adapter(model.requires_grad_(False), lora, 0).save_pretrained(folder)
+
+        return self._made("adapters", json.dumps([base, lora.as_dict()]), write)
+
+    def _made(self, kind: str, key: str, write: Callable[[Path], None]) -> str:
+        """A folder for all processes that ask for the same; the first to have written it is taken."""
+        folder = self._work / kind / hashlib.sha256(key.encode()).hexdigest()
+        if not folder.exists():
+            own = self.scratch_folder()
+            write(own)
+            folder.parent.mkdir(exist_ok=True)
+            with suppress(OSError):  # another process was first
+                own.rename(folder)
+        return str(folder)
+
+
+def is_taught(stage: Stage) -> bool:
+    """Whether it reads training texts."""
+    return stage.function in (stages.adapt, stages.align, stages.teach)
+
+
+def texts_per_step(stage: Stage) -> int:
+    """Texts of an update."""
+    training = stage.settings["training"]
+    return int(training["batch_size"] * training["accumulation"])
+
+
+def cut(config: PretrainedConfig, layers: int | None) -> PretrainedConfig:
+    """The configuration with fewer layers."""
+    if layers is None:
+        return config
+    config = type(config).from_dict(config.to_dict())
+    text = config.get_text_config()
+    text.num_hidden_layers = min(layers, text.num_hidden_layers)
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[: text.num_hidden_layers]
+    return config
+
+
+def on_meta(config: PretrainedConfig) -> PreTrainedModel:
+    """A model without storage, which has the shapes of its weights alone."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return model.requires_grad_(False)
