@@ -4,7 +4,7 @@ VENV   ?= .venv
 SECONDS_EACH ?= 60
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow test-all fuzz lint format dist clean
+.PHONY: demo test test-slow test-all fuzz bench lint format dist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.update
@@ -22,11 +22,15 @@ test-all: $(VENV)/.dev
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python fuzz/run.py --seconds $(SECONDS_EACH)
 
+# QUICK=1: small sizes, to see that everything runs; ONLY=name: one script of benchmarks/.
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(addprefix --only ,$(ONLY))
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy experiments docs
+	$(BIN)/mypy experiments docs benchmarks
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -38,7 +42,7 @@ dist: $(VENV)/.dev
 	PIP_CONSTRAINT='$(CURDIR)/constraints.txt' $(BIN)/python -m build
 
 # A stamp per extra (dev includes update): installed once, again only when the pins or the package's metadata change.
-$(VENV)/.update $(VENV)/.dev $(VENV)/.fuzz: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.update $(VENV)/.dev $(VENV)/.fuzz $(VENV)/.bench: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[$*]'
 	@touch $@ $(if $(filter %.dev,$@),$(VENV)/.update)
 

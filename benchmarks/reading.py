@@ -1,31 +1,27 @@
 """Time the comparison of two big logs against a straightforward pandas script, and assert equal flips.
 
-    python benchmarks/reading.py [--rows 1000000] [--runs 3] [--peer-runs 1] [--folder DIR]
+    python benchmarks/reading.py [--quick] [--rows 200000] [--runs 3] [--peer-runs 1] [--folder DIR]
 
 Two lm-eval samples logs (MMLU-like, 1.4 KB a row, the new model a little better than the old) are written to a
 temporary folder; then each program runs in a process of its own, from the start of Python to its end, while the system
 keeps count of time and peak memory. The figures go to benchmarks/results/reading.json. At a million rows pandas needs
-16 GB of memory.
+20 GB of memory and six minutes.
 """
 
 import argparse
 import hashlib
 import json
-import os
-import platform
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "reading.json"
+from common import Bar, run_program, write_results
+
 BYTES_PER_ROW = 1500
 LETTERS = "aabcdeeefghiiklmnnoooprrssttttuvwy"
 SUBJECTS = [f"subject_{i}" for i in range(57)]
@@ -45,6 +41,7 @@ positive, negative = ((both.acc_old == right) & (both.acc_new == 1 - right) for 
 print(json.dumps({"n": len(both), "positive_flips": int(positive.sum()), "negative_flips": int(negative.sum())}))
 """
 PROGRAMS = {"muscle": MUSCLE, "pandas": PANDAS}
+PEER = "pandas script: read_json, merge, compare"
 
 
 def write_log(path: Path, rows: int, model: int, skill: float) -> None:
@@ -86,23 +83,13 @@ def sha256(text: str) -> str:
 
 
 def run(program: str, logs: list[Path]) -> dict[str, Any]:
-    """Run a program in a process of its own: what it prints, seconds of the clock and of the processor, peak memory."""
-    start = time.perf_counter()
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAMS[program], *map(str, logs)], stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        printed = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{program} ended with {process.returncode}; has the machine enough memory?")
-    unit = 1 if sys.platform == "darwin" else 1024
+    """What a program finds, with seconds of the clock and of the processor, and peak memory."""
+    finished = run_program([sys.executable, "-c", PROGRAMS[program], *logs])
     return {
-        "flips": json.loads(printed),
-        "seconds": round(time.perf_counter() - start, 2),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
-        "peak_mb": round(usage.ru_maxrss * unit / 1e6),
+        "flips": finished.result,
+        "seconds": round(finished.seconds, 2),
+        "cpu_seconds": round(finished.cpu_seconds, 2),
+        "peak_mb": round(finished.peak_mb),
     }
 
 
@@ -124,50 +111,41 @@ def measure(folder: Path, rows: int, runs: dict[str, int]) -> dict[str, Any]:
         name: {key: statistics.median(figure[key] for figure in each) for key in each[0]}
         for name, each in figures.items()
     }
-    return {
-        "rows": rows,
-        "bytes": size,
-        "flips": flips[0],
-        "medians": medians,
-        "times_faster": {
-            key: round(medians["pandas"][key] / medians["muscle"][key], 1) for key in ("seconds", "cpu_seconds")
-        },
-        "times_less_memory": round(medians["pandas"]["peak_mb"] / medians["muscle"]["peak_mb"], 1),
-        "runs": figures,
-    }
+    return {"rows": rows, "bytes": size, "flips": flips[0], "medians": medians, "runs": figures}
+
+
+def bars(found: dict[str, Any], runs: int) -> list[Bar]:
+    """Time and peak memory of whole processes; without pandas there is nothing to hold them against."""
+    names = [f"compare two logs of {found['rows']:,} rows{what}" for what in ("", ", peak memory")]
+    if "pandas" not in found["medians"]:
+        units = ("s", "MB")
+        return [
+            Bar.not_run(name, unit, PEER, None, "pandas is not installed")
+            for name, unit in zip(names, units, strict=True)
+        ]
+    ours, peer = found["medians"]["muscle"], found["medians"]["pandas"]
+    return [
+        Bar.time(names[0], ours["seconds"], peer["seconds"], PEER, None, runs),
+        Bar.memory(names[1], ours["peak_mb"], peer["peak_mb"], PEER, None, runs),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--quick", action="store_true", help="a few rows, one run")
+    parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--runs", type=int, default=3, help="of muscle; the median counts")
     parser.add_argument("--peer-runs", type=int, default=1, help="of pandas")
     parser.add_argument("--folder", type=Path, help="for the logs, which are deleted afterwards")
     arguments = parser.parse_args()
+    rows, runs = (5000, 1) if arguments.quick else (arguments.rows, arguments.runs)
     with tempfile.TemporaryDirectory(prefix="muscle-reading-", dir=arguments.folder) as name:
-        needed = 2 * arguments.rows * BYTES_PER_ROW
+        needed = 2 * rows * BYTES_PER_ROW
         if shutil.disk_usage(name).free < 2 * needed:
             raise SystemExit(f"{name}: less than {2 * needed / 1e9:.1f} GB are free; choose another --folder")
-        runs = {"muscle": arguments.runs, "pandas": arguments.peer_runs}
-        found = measure(Path(name), arguments.rows, runs)
-    machine = {
-        "processor": processor(),
-        "cpus": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-    versions = {name: version(name) for name in ("muscle-llm", "msgspec", "numpy", "pandas")}
-    head = {"date": datetime.now(UTC).date().isoformat(), "machine": machine, "versions": versions}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(head | found, indent=2) + "\n", encoding="utf-8")
-
-
-def processor() -> str:
-    """The processor's name where the system tells."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+        competitors = {"muscle": runs} | ({"pandas": arguments.peer_runs} if find_spec("pandas") else {})
+        found = measure(Path(name), rows, competitors)
+    write_results(__file__, bars(found, runs), found, ("msgspec", "numpy", "pandas"))
 
 
 if __name__ == "__main__":

@@ -1,63 +1,87 @@
 """Time the text scores against rouge_score and sacrebleu on the same pairs of real texts, and assert equal results.
 
-    python benchmarks/text_scores.py [--pairs 20000] [--runs 5]
+    python benchmarks/text_scores.py [--runs 5] [--quick]
 
-It reads E2E from MUSCLE_DATA (default ../shared/data) and writes benchmarks/results/text_scores.json. Two logs are
-imitated: each human description of a restaurant is a reference, and two others of the same restaurant are the answers
-of the old and the new model. More pairs take further answers, each round with new scorers, so that no scorer meets a
-reference more often than in one comparison of two models.
+It reads from MUSCLE_DATA (default ../shared/data) and writes benchmarks/results/text_scores.json. Each reference meets
+the answers of an old and a new model, as in a comparison, and each round of a workload has new scorers:
+
+- GSM8K: the reference solutions, and those of four real systems;
+- dialogue: CLINC150, what people say to an assistant; of each intent some utterances are references, others answers;
+- E2E: human descriptions of a restaurant are references, others of the same restaurant answers.
 """
 
 import argparse
 import csv
 import gc
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import sacrebleu
+from common import DATA, Bar, write_results
 from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from sacrebleu.tokenizers.tokenizer_re import TokenizerRegexp
 
 from muscle.measure.similarity import scorer
 
-REPOSITORY = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results" / "text_scores.json"
+GOALS = {"rouge1": ">= 4", "rouge1 stemmed": ">= 20"}
+OTHERS_WORK = ("bleu", "chrf")  # sacrebleu's on both sides: slow, and once is enough
 Pair = tuple[str, str]  # answer, reference
 Score = Callable[[str, str], float]
 Maker = Callable[[], Score]
+Workload = list[list[Pair]]  # rounds
 
 
-def rounds(pairs: int) -> Iterator[list[Pair]]:
-    """Pairs of E2E descriptions, as many as asked for."""
-    described: dict[str, list[str]] = {}
-    folder = Path(os.environ.get("MUSCLE_DATA", REPOSITORY.parent / "shared" / "data")) / "tasks" / "e2e"
+def workloads(pairs: int) -> dict[str, Workload]:
+    """By name, each of at most that many pairs."""
+    return {"GSM8K": [gsm8k()[:pairs]], "dialogue": dialogue(pairs), "E2E": e2e(pairs)}
+
+
+def gsm8k() -> list[Pair]:
+    """Solutions by four systems against the reference."""
+    path = DATA / "logs" / "gsm8k_openai_solutions" / "example_model_solutions.jsonl"
+    items = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    models = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+    return [(item[model]["solution"], item["ground_truth"]) for item in items for model in models]
+
+
+def dialogue(pairs: int) -> Workload:
+    """Utterances against others of the same intent."""
+    splits = json.loads((DATA / "tasks" / "clinc150" / "data_full.json").read_text(encoding="utf-8"))
+    groups: dict[str, list[str]] = {}
+    for text, intent in splits["train"]:
+        groups.setdefault(intent, []).append(text)
+    return rounds(list(groups.values()), pairs)
+
+
+def e2e(pairs: int) -> Workload:
+    """Descriptions against others of the same restaurant."""
+    groups: dict[str, list[str]] = {}
     for name in ("devset.csv", "testset_w_refs.csv"):
-        with (folder / name).open(encoding="utf-8", newline="") as file:
+        with (DATA / "tasks" / "e2e" / name).open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                described.setdefault(row["mr"], []).append(row["ref"])
-    groups = [texts for texts in described.values() if len(texts) >= 3]
-    shift = 0
+                groups.setdefault(row["mr"], []).append(row["ref"])
+    return rounds([texts for texts in groups.values() if len(texts) >= 3], pairs)
+
+
+def rounds(groups: list[list[str]], pairs: int) -> Workload:
+    """Each text against two others of its group, further ones in each round."""
+    found: Workload = []
     while pairs > 0:
-        found: list[Pair] = []
-        for texts in groups:
-            for place, reference in enumerate(texts):
-                for model in (0, 1):
-                    other = 1 + (shift + model) % (len(texts) - 1)
-                    found.append((texts[(place + other) % len(texts)], reference))
-        yield found[:pairs]
-        pairs -= len(found)
-        shift += 2
+        shift = 2 * len(found)
+        some = [
+            (texts[(place + 1 + (shift + model) % (len(texts) - 1)) % len(texts)], reference)
+            for texts in groups
+            for place, reference in enumerate(texts)
+            for model in (0, 1)
+        ]
+        found.append(some[:pairs])
+        pairs -= len(some)
+    return found
 
 
 def ours(name: str, stem: bool = False) -> Score:
@@ -92,7 +116,7 @@ def cases() -> Iterator[tuple[str, Maker, dict[str, Maker]]]:
     yield "chrf", partial(ours, "chrf"), {"sacrebleu.sentence_chrf": chrf_function}
 
 
-def compete(makers: dict[str, Maker], workload: list[list[Pair]]) -> tuple[dict[str, float], dict[str, list[float]]]:
+def compete(makers: dict[str, Maker], workload: Workload) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Seconds of processor time, making the scorers included, and the scores.
 
     The competitors take turns every 200 pairs, so that a machine that others slow down slows all of them alike.
@@ -118,7 +142,7 @@ def compete(makers: dict[str, Maker], workload: list[list[Pair]]) -> tuple[dict[
     return seconds, scores
 
 
-def measure(make: Maker, peers: dict[str, Maker], workload: list[list[Pair]], runs: int) -> dict[str, Any]:
+def measure(make: Maker, peers: dict[str, Maker], workload: Workload, runs: int) -> dict[str, Any]:
     """Medians over runs."""
     makers = {"muscle": make, **peers}
     all_seconds: dict[str, list[float]] = {name: [] for name in makers}
@@ -136,41 +160,30 @@ def measure(make: Maker, peers: dict[str, Maker], workload: list[list[Pair]], ru
     }
 
 
+def bar(name: str, work: str, found: dict[str, Any], peer: str, runs: int) -> Bar:
+    """Of microseconds a pair."""
+    taken = found["microseconds_per_pair"]
+    title = f"{name.replace('rouge1', 'ROUGE-1')}, a pair of texts, {work}"
+    return Bar.time(title, taken["muscle"], taken[peer], peer, GOALS[name], runs, unit="µs")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=20_000)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="1,000 pairs, one run")
     arguments = parser.parse_args()
-    workload = list(rounds(arguments.pairs))
-    results = {}
-    for name, make, peers in cases():
-        make()  # imports, once per process, are no part of the times
-        results[name] = measure(make, peers, workload, arguments.runs)
-        print(name, results[name]["microseconds_per_pair"], results[name]["times_faster"], flush=True)
-    found = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": {
-            "processor": processor(),
-            "cpus": os.cpu_count(),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-        },
-        "versions": {name: version(name) for name in ("muscle-llm", "rouge-score", "nltk", "sacrebleu")},
-        "pairs": sum(map(len, workload)),
-        "runs": arguments.runs,
-        "results_equal": True,  # `measure` fails otherwise
-        "results": results,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-
-
-def processor() -> str:
-    """The processor's name where the system tells."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(islice(names, 1), platform.processor())
+    pairs, runs = (1000, 1) if arguments.quick else (10_000, arguments.runs)
+    bars: list[Bar] = []
+    details: dict[str, Any] = {"runs": runs, "results_equal": True}  # `measure` fails otherwise
+    for work, workload in workloads(pairs).items():
+        details[work] = {"pairs": sum(map(len, workload))}
+        for name, make, peers in cases():
+            make()  # imports, once per process, are no part of the times
+            found = details[work][name] = measure(make, peers, workload, 1 if name in OTHERS_WORK else runs)
+            print(work, name, found["microseconds_per_pair"], found["times_faster"], flush=True)
+            if name in GOALS:
+                bars.append(bar(name, work, found, *peers, runs))
+    write_results(__file__, bars, details, ["rouge-score", "nltk", "sacrebleu"])
 
 
 if __name__ == "__main__":
