@@ -78,6 +78,11 @@ def gather(folder: Path) -> Latest:
     )
 
 
+def figure(value: float, unit: str) -> str:
+    """With its unit: megabytes whole, others to three digits."""
+    return f"{value:,.0f} MB" if unit == "MB" else f"{value:.3g} {unit}"
+
+
 HEADER = ("what", "ours", "peer", "ratio", "goal", "")
 
 
@@ -85,11 +90,11 @@ def cells(bar: Bar) -> tuple[str, ...]:
     """A bar as a row under `HEADER`."""
     if bar.ours is None:
         return (bar.name, "", bar.peer_name, "", bar.goal or "", bar.note)
-    peer = "" if bar.peer is None else f"{bar.peer:.3g} {bar.unit}: "
+    peer = "" if bar.peer is None else f"{figure(bar.peer, bar.unit)}: "
     ratio = "" if bar.ratio is None else f"{bar.ratio:.3g}"
     judged = {True: "met", False: "missed", None: ""}[bar.met]
     verdict = "; ".join(part for part in (judged, bar.note) if part)
-    return (bar.name, f"{bar.ours:.3g} {bar.unit}", f"{peer}{bar.peer_name}", ratio, bar.goal or "", verdict)
+    return (bar.name, figure(bar.ours, bar.unit), f"{peer}{bar.peer_name}", ratio, bar.goal or "", verdict)
 
 
 def print_table(bars: Sequence[Bar]) -> None:

@@ -60,11 +60,12 @@ def test_committed_results_can_be_read_and_judge_their_bars_rightly(script, modu
 
 
 def test_the_latest_bars_are_all_there_once_and_those_of_the_scripts(module):
-    latest = msgspec.json.decode((BENCHMARKS / "results" / "latest.json").read_bytes(), type=module("run").Latest)
+    harness = module("run")
+    latest = msgspec.json.decode((BENCHMARKS / "results" / "latest.json").read_bytes(), type=harness.Latest)
     counted = Counter(entry.script for entry in latest.bars)
     assert {script: counted[script] for script, least in BARS.items() if counted[script] < least} == {}
     assert max(Counter(entry.name for entry in latest.bars).values()) == 1
-    assert latest == module("run").gather(BENCHMARKS / "results")
+    assert latest == harness.gather(BENCHMARKS / "results")
 
 
 def test_readmes_show_the_latest_bars(module):
