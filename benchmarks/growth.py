@@ -3,8 +3,8 @@
     python benchmarks/growth.py [--quick | --full] [--picture docs/growth.svg]
 
 Each axis runs in a process of its own, from its smallest point to its largest, on one thread. Peak memory is what the
-system says of the process after each point. The model of a cost is a formula (docs/performance.md) with one free scale,
-fitted to the measured points; for memory it stands on what Python and the libraries take. The figures go to
+system says of the process after each point. The model of a cost is a formula (docs/performance.md) times a free
+scale, on top of what is fixed, both fitted to the measured points. The figures go to
 benchmarks/results/growth.json, and a picture of small multiples beside the documentation.
 """
 
@@ -18,7 +18,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import REPOSITORY, in_own_process, write_results
+from scipy.optimize import nnls
 
 HIDDEN, LAYERS, HEADS, VOCABULARY = 256, 2, 4, 8000
 MLP, RANK = 704, 16
@@ -128,7 +130,7 @@ def _model(vocabulary: int) -> Any:
         num_attention_heads=HEADS,
         max_position_embeddings=4096,
     )
-    return LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    return LlamaForCausalLM(config)
 
 
 def _train(length: int, vocabulary: int) -> Callable[[], object]:
@@ -184,12 +186,19 @@ def _score(shots: int, choices: int) -> Callable[[], object]:
 
 
 def fitted(axis: str, found: dict[str, Any]) -> list[list[float]]:
-    """Seconds and MB of the model at each point: each formula times the one scale that fits all points best."""
-    points = found["points"]
-    rate = statistics.geometric_mean(seconds / seconds_model(axis, x) for x, seconds, _ in points)
-    grown = [(bytes_model(axis, x) / 1e6, peak - found["before"]) for x, _, peak in points]
-    scale = sum(a * b for a, b in grown) / sum(a * a for a, _ in grown)
-    return [[rate * seconds_model(axis, x), found["before"] + scale * bytes_model(axis, x) / 1e6] for x, _, _ in points]
+    """Seconds and MB of the model at each point."""
+    xs, seconds, peaks = zip(*found["points"], strict=True)
+    time = _on_top_of_what_is_fixed([seconds_model(axis, x) for x in xs], seconds)
+    memory = _on_top_of_what_is_fixed([bytes_model(axis, x) / 1e6 for x in xs], peaks)
+    return [list(each) for each in zip(time, memory, strict=True)]
+
+
+def _on_top_of_what_is_fixed(formula: Sequence[float], measured: Sequence[float]) -> list[float]:
+    """The formula times a scale, and a fixed cost: both at least 0, with the smallest relative errors (squared)."""
+    shapes = np.stack([np.ones(len(formula)), np.array(formula)], axis=1)
+    fixed_and_scale, _ = nnls(shapes / np.array(measured)[:, None], np.ones(len(measured)))
+    line: list[float] = (shapes @ fixed_and_scale).tolist()
+    return line
 
 
 def draw(results: dict[str, dict[str, Any]], picture: Path) -> None:
@@ -209,8 +218,12 @@ def draw(results: dict[str, dict[str, Any]], picture: Path) -> None:
             panel.plot(xs, [point[row + 1] for point in found["points"]], "o", color="#1f5fa8", ms=4, label="measured")
             if axis != "shots":
                 panel.set_xscale("log")
+                panel.set_xticks([xs[0], xs[-1]], [f"{xs[0]:,}", f"{xs[-1]:,}"])
+                panel.minorticks_off()
             if row == 0 and axis != "shots":
                 panel.set_yscale("log")
+                panel.yaxis.set_major_formatter("{x:g}")
+                panel.yaxis.set_minor_formatter("")
             else:
                 panel.set_ylim(bottom=0)
             panel.spines[["top", "right"]].set_visible(False)

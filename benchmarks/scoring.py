@@ -200,7 +200,8 @@ def words() -> PreTrainedTokenizerFast:
     """A tokenizer of three tokens: HFLM wants one, and the requests here are tokens already."""
     special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
     vocabulary = {word: i for i, word in enumerate(special.values())}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="<unk>")), **special)
+    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, **special)  # type: ignore[no-untyped-call]
 
 
 def trained(tasks: dict[str, Task], texts: int | None) -> PreTrainedTokenizerFast:
@@ -215,7 +216,8 @@ def trained(tasks: dict[str, Task], texts: int | None) -> PreTrainedTokenizerFas
         show_progress=False,
     )
     tokenizer.train_from_iterator((each.context + each.answer for each in examples), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    special = {"pad_token": "<pad>", "eos_token": "<eos>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)  # type: ignore[no-untyped-call]
 
 
 def evaluated(lm: HFLM, definition: ConfigurableTask, limit: int | None = None) -> dict[str, Any]:

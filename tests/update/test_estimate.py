@@ -240,9 +240,9 @@ def test_rates_are_those_of_a_training_whose_parts_take_known_time(
     monkeypatch.setattr(stages, "align", train)
     rates = probe.probe(replace(stage, function=train), inputs)
     assert rates.per_step == pytest.approx(update)
-    assert rates.per_text == pytest.approx(reading / 32)
-    texts_read = min(texts.training, probe.UPDATES * 10)  # which fill no whole batches of a teacher
-    assert rates.setup == pytest.approx(setup + 6 * reading - 2 * texts_read * reading / 32)
+    texts_read = min(texts.training, probe.UPDATES * 10)
+    assert rates.per_text == pytest.approx(3 * reading / texts_read)  # each teacher reads them in three batches
+    assert rates.setup == pytest.approx(setup)
     held_out = rates.per_held_out * texts.held_out
     assert rates.boundary + held_out == pytest.approx(validation + save)
     assert rates.tail + held_out == pytest.approx(validation + save)
