@@ -56,8 +56,8 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     trainer = BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([f"<{number}>" for number in range(LONGEST)])
-    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)  # type: ignore[no-untyped-call]
+    named = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)  # type: ignore[no-untyped-call]
 
 
 def script(scripted: nn.Module, tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> None:
