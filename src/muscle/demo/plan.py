@@ -41,8 +41,8 @@ FULL = Sizes(
     documents={"v1": 26_000, "v2": 36_000},
     pretraining_steps={"v1": 1100, "v2": 1250},
     items={
-        "scenes": {"train": 2500, "validation": 500, "test": 2000},
-        "sums": {"train": 1000, "validation": 500, "test": 2000},
+        "scenes": {"train": 2500, "validation": 500, "test": 2000, "unlabelled": 5000},
+        "sums": {"train": 1000, "validation": 500, "test": 2000, "unlabelled": 5000},
     },
     task_epochs=30,
     alignment_epochs={"scenes": 12, "sums": 30},
@@ -50,7 +50,7 @@ FULL = Sizes(
 QUICK = Sizes(
     documents={"v1": 4000, "v2": 5000},
     pretraining_steps={"v1": 150, "v2": 180},
-    items={task: {"train": 400, "validation": 200, "test": 400} for task in TASKS},
+    items={task: {"train": 400, "validation": 200, "test": 400, "unlabelled": 400} for task in TASKS},
     task_epochs=4,
     alignment_epochs=dict.fromkeys(TASKS, 2),
 )

@@ -14,7 +14,9 @@ from muscle.demo.world import Scene, Sum, Version, World
 from muscle.update.pipeline import Report
 
 TASKS = ("scenes", "sums")
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "unlabelled")
+LABELS = {"gold", "answer"}
+"""Fields that items of the last split lack."""
 
 
 def write_tasks(destination: Path, report: Report, *, seed: int, items: Mapping[str, Mapping[str, int]]) -> None:
@@ -27,8 +29,10 @@ def write_tasks(destination: Path, report: Report, *, seed: int, items: Mapping[
         (destination / task).mkdir()
         for split, name in enumerate(SPLITS):
             rng = np.random.default_rng([seed, 2, number, split])
-            rows = (json.dumps(asdict(samplers[task](rng))) + "\n" for _ in range(items[task][name]))
-            (destination / task / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+            rows = (asdict(samplers[task](rng)) for _ in range(items[task][name]))
+            hidden = LABELS if name == "unlabelled" else set()
+            lines = (json.dumps({key: row[key] for key in row.keys() - hidden}, sort_keys=True) for row in rows)
+            (destination / task / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         report((number + 1) / len(TASKS), task)
 
 
