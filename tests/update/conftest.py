@@ -14,7 +14,7 @@ from muscle.update.recipe import Base, LoraSettings
 
 torch.set_num_threads(1)  # tiny tensors, and tests run side by side
 
-ITEMS = {"train": 24, "validation": 12, "test": 20}
+ITEMS = {"train": 24, "validation": 12, "test": 20, "unlabelled": 10}
 
 
 @pytest.fixture(scope="session")

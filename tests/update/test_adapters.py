@@ -305,8 +305,9 @@ def test_a_word_of_the_evaluation_alone_must_be_tokenized_alike(world: Path, tmp
         file.write_text(json.dumps(vocabulary))
         sides.append(Base(base=str(tmp_path / version)))
     task = load_task("scenes", TaskSettings(include_path=str(tasks), validation_share=None))
-    with pytest.raises(MuscleError, match="tokenize 'zebra : "):
-        check_same_tokenizer(*sides, load_tokenizer(sides[1]), task)
+    for _ in range(8):  # the word shares its id with another, and only one of the two is in what a tokenizer writes
+        with pytest.raises(MuscleError, match="tokenize 'zebra : "):
+            check_same_tokenizer(*sides, load_tokenizer(sides[1]), task)
     check_same_tokenizer(sides[1], sides[1], load_tokenizer(sides[1]), task)
 
 

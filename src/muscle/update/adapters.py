@@ -176,10 +176,13 @@ def check_same_tokenizer(old: Base, new: Base, new_tokenizer: PreTrainedTokenize
         )
 
 
-def _definition(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int | None] | None:
-    """All that decides a tokenizer's ids, end of text included; None where not all of it can be seen."""
+def _definition(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...] | None:
+    """All that decides a tokenizer's ids, end of text included; None where not all of it can be seen.
+
+    What a back end writes of itself holds only one of several words with one id, and not always the same.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return (backend.to_str(), tokenizer.eos_token_id) if backend else None
+    return (backend.to_str(), tokenizer.get_vocab(), tokenizer.eos_token_id) if backend else None
 
 
 def _texts(task: Task, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:

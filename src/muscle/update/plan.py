@@ -199,7 +199,7 @@ class Plan:
     def _task(self, name: str) -> dict[str, Any]:
         """What decides the texts of a task: its settings without those of training and evaluation, and its files."""
         settings = self._recipe.tasks[name].as_dict()
-        for group in TASK_GROUPS:
+        for group in (*TASK_GROUPS, "unlabelled"):
             del settings[group]
         definitions = [PROJECT_TASKS, *([Path(settings["include_path"])] if settings["include_path"] else [])]
         data = Path(self._recipe.data) / name if self._recipe.data else None

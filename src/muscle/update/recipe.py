@@ -21,7 +21,18 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 SideName = Literal["old", "new"]
 TargetTokens = Literal["all", "answer"]
 CacheDtype = Literal["auto", "float32", "bfloat16"]
-WeightName = Literal["student_wrong", "old_right", "always_old", "token_likelihood", "sequence_likelihood"]
+WeightName = Literal[
+    "student_wrong",
+    "old_right",
+    "always_old",
+    "token_likelihood",
+    "sequence_likelihood",
+    "mixture",
+    "old_right_else_mixture",
+    "old_right_item_else_mixture",
+    "likelier",
+]
+EmphasisName = Literal["focal", "constrained", "old_likelihood"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -176,11 +187,44 @@ class TrainingSettings(Settings, frozen=True, kw_only=True):
     """Decides the initial adapter and the order of the texts."""
 
 
+class SearchSettings(Settings, frozen=True, kw_only=True):
+    """How `--method auto` chooses a compatibility adapter on the validation items."""
+
+    budget: Annotated[float, msgspec.Meta(ge=1)] = 4.0
+    """Optimiser steps of the whole search, in units of one alignment with the training settings at hand."""
+    aim: Literal["nfr", "relative_nfr"] = "nfr"
+    """What is to be small: the negative flip rate, or that in proportion to what independent errors would give."""
+    floor: float = 1.0
+    """By how many standard errors of the paired difference the accuracy may lie below the new task model's."""
+    old_shares: tuple[Share, ...] = (1.0, 0.8, 0.6, 0.4)
+    """Candidates of old_share."""
+    ce_shares: tuple[Share, ...] = (0.0, 0.3)
+    """Candidates of ce_share."""
+
+
 class AlignmentSettings(Settings, frozen=True, kw_only=True):
     """What a compatibility adapter learns from (the paper's section 4, appendix A.4 and table 7)."""
 
     weight: WeightName | None = "student_wrong"
     """Which tokens the old teacher rules: a function of `muscle.update.weights`. null: no teachers, cross-entropy."""
+    old_share: Share = 0.5
+    """a of the mixtures, whose teacher is softmax(a z_old + (1 - a) z_new); of likelier, the share before the text is
+    seen."""
+    texts: Literal["gold", "choices"] = "gold"
+    """What is learnt from an item of multiple choice: the text with its gold choice, or those of all its choices."""
+    unlabelled: bool = False
+    """Learn also from the inputs without labels that the task's `unlabelled` names: from all choices, or else from what
+    both teachers together answer. They have no cross-entropy."""
+    level: Literal["token", "choice"] = "token"
+    """What is compared with the teacher: each token's distribution, or, of multiple choice, the distribution over an
+    item's choices by their total log-likelihoods (which needs texts: choices)."""
+    distance: Literal["divergence", "logits"] = "divergence"
+    """KL divergence from the teacher, or half the squared distance from its ten largest logits, each set of them
+    centred (logit-difference inhibition)."""
+    emphasis: EmphasisName | None = None
+    """How many times a token's distance from the teacher counts: a function of `muscle.update.weights`; null: once."""
+    focal_beta: Positive = 5.0
+    """beta of the emphasis focal: the distance counts 1 + beta times where the old model is right."""
     temperature: Positive = 2.0
     """T of both softmaxes."""
     squared_temperature: bool = False
@@ -192,11 +236,20 @@ class AlignmentSettings(Settings, frozen=True, kw_only=True):
     the student, which takes no space and computes them again each epoch."""
     cache_dtype: CacheDtype = "auto"
     """Of the kept states; auto is the teacher's own, so that nothing is lost."""
+    search: SearchSettings | None = None
+    """Choose weight, old_share, ce_share, texts and the length of training on the validation items, in place of what
+    these keys say: what `--method auto` does."""
 
     @property
     def teachers(self) -> tuple[SideName, ...]:
-        """The task models that the weight ever reads."""
-        return {None: (), "always_old": ("old",)}.get(self.weight, ("old", "new"))
+        """The task models that are ever read."""
+        if self.weight is None:
+            return ()
+        if self.weight == "always_old" or (self.weight == "mixture" and self.old_share == 1):
+            return ("old",)
+        if self.weight == "mixture" and self.old_share == 0 and self.emphasis is None:
+            return ("new",)
+        return ("old", "new")
 
 
 class EvaluationSettings(Settings, frozen=True, kw_only=True):
@@ -236,6 +289,9 @@ class TaskSettings(Settings, frozen=True, kw_only=True):
     """Use that many items of the training split, drawn by the seed, before validation is held out."""
     seed: Number = 0
     """Decides which items are held out."""
+    unlabelled: str | None = None
+    """Inputs whose labels are not read, for methods that learn from such: a split of the task's data, or rest, the
+    items of the training split that train_limit leaves."""
     lora: Mapping[str, Any] = {}
     """Keys of the recipe's `lora` that differ for this task."""
     training: Mapping[str, Any] = {}

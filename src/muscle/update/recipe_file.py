@@ -18,6 +18,7 @@ from muscle.update.recipe import (
     LoraSettings,
     Recipe,
     Scratch,
+    SearchSettings,
     Settings,
     Side,
     TaskSettings,
@@ -40,6 +41,7 @@ _GROUPS: dict[str, type[Settings]] = {
     "old": Side,
     "new": Side,
     "scratch": Scratch,
+    "search": SearchSettings,
 }
 """Keys whose values are settings, wherever they stand."""
 _NAMED_GROUPS: dict[str, type[Settings]] = {"tasks": TaskSettings, "methods": AlignmentSettings}
