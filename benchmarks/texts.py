@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from muscle.update.prompts import Example
 from muscle.update.scratch import train_tokenizer
-from muscle.update.tasks import IGNORED, PaddingCollator, TokenizedExamples
+from muscle.update.tokenized import IGNORED, PaddingCollator, TokenizedExamples
 
 Tokens = Literal["all", "answer"]
 VOCABULARY = 8000  # of the tokenizer; a model may know more, none less

@@ -29,9 +29,9 @@ from muscle.update.lora import add_adapter
 from muscle.update.models import device
 from muscle.update.objectives import Objective, Outcome, Read, compatibility
 from muscle.update.recipe import AlignmentSettings, Base, LoraSettings, SideName, TaskModel, TrainingSettings
-from muscle.update.tasks import IGNORED
 from muscle.update.teacher_cache import Texts as Sources
 from muscle.update.teachers import Teacher, Teachers
+from muscle.update.tokenized import IGNORED
 from muscle.update.trainer import train
 
 TEXTS_PER_STEP = 32

@@ -9,6 +9,7 @@ import ast
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from muscle.update import recipe
 
@@ -23,6 +24,7 @@ GROUPS = {
     "LoraSettings": "`lora`",
     "TrainingSettings": "`training`, `alignment_training`",
     "AlignmentSettings": "`alignment`, `methods.<name>`",
+    "SearchSettings": "`methods.<name>.search`",
     "EvaluationSettings": "`evaluation`",
 }
 
@@ -58,10 +60,15 @@ def _values(annotation: ast.expr) -> str:
         "Number": "whole number >= 0",
         "Share": "0 to 1",
         "Positive": "number > 0",
-        **{name: ", ".join(getattr(recipe, name).__args__) for name in ("WeightName", "TargetTokens", "CacheDtype")},
+        **{
+            name: ", ".join(getattr(recipe, name).__args__)
+            for name in ("WeightName", "EmphasisName", "TargetTokens", "CacheDtype")
+        },
         "bool": "true, false",
+        "float": "number",
+        "tuple[Share, ...]": "list of numbers from 0 to 1",
         "str": "text",
-        "tuple[Control, ...]": f"list of {', '.join(recipe.Control.__args__)}",  # type: ignore[attr-defined]
+        "tuple[Control, ...]": f"list of {', '.join(get_args(recipe.Control))}",
         "tuple[str, ...]": "list of texts",
     }
     text = ast.unparse(annotation)
@@ -72,7 +79,7 @@ def _values(annotation: ast.expr) -> str:
         elif part.startswith("Literal["):
             part = part.removeprefix("Literal[").removesuffix("]").replace("'", "")
         elif part.startswith("Annotated[float"):
-            part = "number >= 0"
+            part = f"number >= {part.partition('ge=')[2].rstrip(')]')}"
         elif part.startswith("Mapping") or part.endswith("Settings") or part in ("Side", "Scratch"):
             part = "keys"
         words.append(known.get(part, part))
@@ -86,7 +93,7 @@ def _default(value: ast.expr) -> str:
     if "lambda" in text:
         text = text.partition("lambda: ")[2].removesuffix(")").replace("'", "")
     if isinstance(value, ast.Tuple):
-        text = f"[{', '.join(ast.literal_eval(value))}]"
+        text = f"[{', '.join(map(str, ast.literal_eval(value)))}]"
     plain = {"None": "null", "True": "true", "False": "false", "''": ""}
     text = plain.get(text, text.strip("'"))
     return f"`{text}`" if text else ""

@@ -7,7 +7,6 @@ import json
 import re
 import zlib
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from muscle.measure.predictions import Texts
 from muscle.measure.report.html import to_html, write_html
 from muscle.measure.report.page.instances import ALIGNMENTS, QUADRANTS, choose, collect
 from muscle.measure.report.page.packing import BLOCK, LIMITS, pack, pack_texts, shorten, snippet, without_shared_head
-from muscle.measure.report.page.pictures import Axis, fourfold, histogram, plane
+from muscle.measure.report.page.pictures import Axis, fourfold, histogram
 from muscle.measure.results import Comparison, Estimate
 
 from ..command import muscle
@@ -333,17 +332,6 @@ def test_a_histogram_counts_every_change_once() -> None:
     counts = {sign: sum(bar.count for bar in found.bins if bar.sign == sign) for sign in ("negative", "positive")}
     assert counts == {"negative": 3, "positive": 2}
     assert found.unchanged == 3
-
-
-def test_names_in_the_plane_do_not_cover_each_other() -> None:
-    comparison = full()
-    controls = {f"control {i}": comparison.update for i in range(6)}
-    found = plane(dataclasses.replace(comparison.total, controls=controls), 500.0, 300.0, 17.0)
-    assert found is not None
-    places = sorted(model.label[1] for model in found.models if model.name != "old")
-    assert all(b - a >= 17 - 1e-9 for a, b in pairwise(places))
-    corner = [(found.x.at(x), found.y.at(y)) for x, y in found.least]
-    assert all(0 <= x <= 1 and 0 <= y <= 1 for x, y in corner)
 
 
 def test_a_real_comparison_from_the_command_line(logs: Path) -> None:

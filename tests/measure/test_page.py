@@ -5,19 +5,22 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Dialog, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Request, expect, sync_playwright
 
 from muscle.measure.gate import Check, Verdict
 from muscle.measure.predictions import Texts
 from muscle.measure.report.html import to_html
+from muscle.measure.report.planes import planes_to_html
 from muscle.measure.results import Comparison, Estimate
 
 from .pages import make_comparison, plain
 from .test_html import full, hostile_comparison
+from .test_plane import hostile_planes, real_planes
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install chromium to test the page")
@@ -329,6 +332,38 @@ def test_every_text_can_be_read(open_page: Open, scheme: str, status: Any) -> No
     page.wait_for_selector("#instance ins")
     faint = [found for found in page.evaluate(CONTRAST, TEXTS) if found[0] < 4.5]
     assert not faint
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 400), ("light", 320)])
+def test_the_page_of_a_frontier_can_be_read_anywhere(browser: Browser, tmp_path: Path, scheme: Any, width: int) -> None:
+    file, faults = tmp_path / "frontier.html", list[str]()
+
+    def complain(message: ConsoleMessage) -> None:
+        faults.append(message.text)
+
+    for planes in (real_planes(), hostile_planes()):
+        file.write_bytes(planes_to_html(planes, "Flips and accuracy", "Of all models."))
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page.on("console", complain)
+        page.goto(file.as_uri())
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+        assert not [found for found in page.evaluate(CONTRAST, "h1, h2, p, td, th, figcaption, svg text, small")
+                    if found[0] < 4.5]  # fmt: skip
+        page.close()
+    assert not faults
+
+
+def test_names_in_the_plane_stay_apart_in_the_browser(open_page: Open) -> None:
+    page = open_page(full())
+    boxes = page.evaluate(
+        "[...document.querySelectorAll('.plane')].map(plane => [...plane.querySelectorAll('text.name[text-anchor]')]"
+        ".slice(0, -2).map(text => text.getBBox()).map(({x, y, width, height}) => [x, y + 3, width, height - 6]))"
+    )
+    assert len(boxes) == 2
+    for plane in boxes:
+        assert len(plane) == 4
+        for (x, y, w, h), (x2, y2, w2, h2) in combinations(plane, 2):
+            assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y
 
 
 def test_dark_and_light_by_system_and_by_hand(open_page: Open) -> None:

@@ -20,7 +20,6 @@ from muscle.errors import MuscleError
 from muscle.update import adapters, models, teachers
 from muscle.update.adapters import (
     cache_teacher,
-    check_same_tokenizer,
     train_compatibility_adapter,
     train_task_adapter,
 )
@@ -39,7 +38,9 @@ from muscle.update.recipe import (
     WeightName,
 )
 from muscle.update.recipe_file import make_recipe
-from muscle.update.tasks import PaddingCollator, Task, TokenizedExamples, load_task
+from muscle.update.same_tokenizer import check_same_tokenizer
+from muscle.update.tasks import Task, load_task
+from muscle.update.tokenized import PaddingCollator, TokenizedExamples
 
 SETTINGS = TrainingSettings(epochs=3, learning_rate=3e-2, batch_size=8, accumulation=1, warmup_steps=0)
 LORA = LoraSettings(rank=4, alpha=8)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -17,8 +18,11 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from muscle.update.distributed import SharedLoader, _Batches
+from muscle.update.prompts import Example
+from muscle.update.tokenized import PaddingCollator, TokenizedExamples
 from muscle.update.trainer import mean_cross_entropy, outcome
 
+from .architectures import build_tokenizer
 from .distributed_processes import RUNS
 from .training_world import COLLATOR, TRAINING, VALIDATION, compatibility, run, student, weights
 
@@ -164,6 +168,51 @@ def test_pools_of_steps(texts: int, pool: int, seed: int) -> None:
         by_length = sorted(([of[text] for text in step] for step in together), reverse=True)
         assert [n for step in by_length for n in step] == sorted((of[text] for text in drawn[start:stop]), reverse=True)
     assert set(drawn[texts - texts % size :]) == {text for step in ways[0][texts // size :] for text in step}
+
+
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=60),
+    batch_size=st.integers(1, 4),
+    processes=st.integers(1, 3),
+    accumulation=st.integers(1, 3),
+    pool=st.integers(1, 3),
+    seed=st.one_of(st.none(), st.integers(0, 9)),
+)
+def test_the_texts_of_an_item_share_a_batch(
+    sizes: list[int], batch_size: int, processes: int, accumulation: int, pool: int, seed: int | None
+) -> None:
+    """Items are dealt out as texts are that stand alone, each with all of its texts, which count once."""
+    count, of = sum(sizes), lengths(len(sizes))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).tolist()  # texts lie anywhere
+    ends = np.cumsum(sizes).tolist()
+    items = [order[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    counted = []
+    for rank in range(processes):
+        settings = (batch_size, seed, rank, processes, accumulation, pool)
+        grouped, alone = [*_Batches(of, *settings, texts=items)], [*_Batches(of, *settings)]
+        assert len(grouped) == len(alone)
+        for texts, numbers in zip(grouped, alone, strict=True):
+            if numbers[0] < 0:
+                assert texts == [-1 - items[-1 - numbers[0]][0]]
+                continue
+            assert texts == [text for item in numbers for text in items[item]]
+            counted += texts
+    assert sorted(counted) == list(range(count))
+
+
+def test_an_item_is_as_long_as_its_longest_text() -> None:
+    rows = [("1 2 3", 0), ("1", 1), ("1 2 3 4 5", 1), ("1 2 3 4", 2), ("1 2", 0)]
+    data = TokenizedExamples([Example(text, "", item) for text, item in rows], build_tokenizer(6, eos_token="<eos>"))
+    batches = [batch["index"].tolist() for batch in SharedLoader(data, 1, PaddingCollator(0))]
+    assert batches == [[1, 2], [3], [0, 4]]
+    plain = TokenizedExamples([Example(text, "") for text, _ in rows], build_tokenizer(6, eos_token="<eos>"))
+    assert [batch["index"].tolist() for batch in SharedLoader(plain, 1, PaddingCollator(0))] == [
+        [2],
+        [3],
+        [0],
+        [4],
+        [1],
+    ]
 
 
 def test_padding_falls_and_steps_of_a_pool_come_in_random_order() -> None:

@@ -2,6 +2,10 @@
 
 import io
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +22,9 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from muscle.demo.bases import build_tokenizer
 from muscle.errors import MuscleError
 from muscle.update import estimate, stages
-from muscle.update.estimate import Machine, check_weights, forecast, memory, print_estimate, probe, refuse
+from muscle.update.estimate import check_weights, forecast, memory, print_estimate, probe, refuse, shapes
 from muscle.update.estimate.forecast import Cost, Forecast
-from muscle.update.estimate.inputs import SAMPLE, Inputs
+from muscle.update.estimate.inputs import SAMPLE, Inputs, is_taught
 from muscle.update.estimate.memory import Bytes
 from muscle.update.lora import add_adapter
 from muscle.update.models import load_base
@@ -37,10 +41,11 @@ from muscle.update.recipe import (
     TrainingSettings,
 )
 from muscle.update.recipe_file import read_recipe
-from muscle.update.tasks import PaddingCollator, TokenizedExamples
 from muscle.update.teacher_cache import Texts, compute_states
+from muscle.update.tokenized import PaddingCollator, TokenizedExamples
 
-from .commands import run
+from . import commands
+from .commands import run, stop_when
 
 LORA = LoraSettings(rank=4, alpha=8)
 TRAINING = TrainingSettings(epochs=2, batch_size=5, accumulation=2, warmup_steps=0, learning_rate=1e-3)
@@ -153,7 +158,7 @@ def test_adapter_and_adam_have_the_predicted_bytes(world: Path) -> None:
     moments = [each for state in optimizer.state.values() for each in state.values() if each.dim()]
     gradients = [weight.grad for weight in trained if weight.grad is not None]
     config = AutoConfig.from_pretrained(world / "v1")
-    predicted = memory.ADAM * memory.adapter_weights(config, LORA)
+    predicted = memory.ADAM * shapes.adapter_weights(config, LORA)
     assert predicted == sum(each.nbytes for each in (*trained, *gradients, *moments))
 
 
@@ -188,7 +193,7 @@ def test_saved_activations_are_those_of_a_real_forward_pass(lora: LoraSettings |
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         body.train()(input_ids=torch.zeros(3, 40, dtype=torch.long), attention_mask=torch.ones(3, 40), use_cache=False)
     real = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-    assert memory.saved_bytes(config, lora, 3, 40) == pytest.approx(real, rel=0.1)
+    assert shapes.saved_bytes(config, lora, 3, 40) == pytest.approx(real, rel=0.1)
 
 
 def test_disk_is_what_a_run_leaves_and_time_is_that_of_its_stages(plan: list[Stage], done: Path) -> None:
@@ -238,6 +243,7 @@ def test_rates_are_those_of_a_training_whose_parts_take_known_time(
         (destination / "log.jsonl").write_text('{"loss": 1}\n' * 2 * probe.UPDATES)
 
     monkeypatch.setattr(stages, "align", train)
+    monkeypatch.setattr(probe, "TRAINING", (train,))
     rates = probe.probe(replace(stage, function=train), inputs)
     assert rates.per_step == pytest.approx(update)
     texts_read = min(texts.training, probe.UPDATES * 10)
@@ -259,7 +265,7 @@ def test_teachers_that_another_stage_keeps_are_not_read_again(recipe: Recipe, tm
     seconds = {
         stage.name: forecast._cost(stage, rates, Bytes(0), inputs).seconds
         for stage in plan
-        if "sums" in stage.name and forecast.is_taught(stage)
+        if "sums" in stage.name and is_taught(stage)
     }
     assert seconds["teachers/sums/old"] == seconds["teachers/sums/new"] == 1.0 + texts.training
     assert seconds["adapters/sums/muscle"] == 1.0
@@ -306,9 +312,9 @@ def test_what_does_not_fit_is_refused_with_the_changes_that_would_make_it(plan: 
     assert any("batch_size: 1" in words for words in named)
     assert not any("dtype: bfloat16" in words for words in forecast.remedies(found, missing, counts, 1, 0.8 * one))
     assert forecast.remedies(found, missing, counts, 1, 10.0) == ()
-    assert "smaller bases" in (refuse(found, 1, Machine(memory=10.0, disk=1e12)) or "")
-    assert "disk" in (refuse(found, 1, Machine(memory=1e12, disk=10.0)) or "")
-    assert refuse(found, 1, Machine(memory=1e12, disk=1e12)) is None
+    assert "smaller bases" in (refuse(found, 1, memory=10.0, disk=1e12) or "")
+    assert "disk" in (refuse(found, 1, memory=1e12, disk=10.0) or "")
+    assert refuse(found, 1, memory=1e12, disk=1e12) is None
 
 
 @pytest.fixture
@@ -362,7 +368,7 @@ def test_estimate_of_an_update_measures_in_other_processes(world: Path, tmp_path
     sides = {side: {"base": str(world / version)} for side, version in (("old", "v1"), ("new", "v2"))}
     recipe = {**sides, "tasks": {"sums": task}, "lora": LORA.as_dict(), "training": TRAINING.as_dict()}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    done = run("update", "recipe.yaml", "--estimate", "--jobs", "2", cwd=tmp_path)
+    done = run("update", "recipe.yaml", "--estimate", "--jobs", "2", cwd=tmp_path, seconds=400)
     assert (done.returncode, done.stderr) == (0, "")
     assert "It fits." in done.stdout
     assert "not measured" not in done.stdout
@@ -378,3 +384,102 @@ def test_a_base_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
     assert "no/such" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+    def __init__(self, config):
+        {first}
+        super().__init__(config)
+"""
+
+
+def with_code(world: Path, root: Path, first: str = "pass") -> Path:
+    """A folder with a recipe whose bases come with code of their own, which does something first."""
+    for version in ("v1", "v2"):
+        shutil.copytree(world / version, root / version)
+        file = root / version / "config.json"
+        own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+        file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": "own", "auto_map": own}))
+        (root / version / "own.py").write_text(CODE.format(first=first))
+    task = {"include_path": str(world / "tasks"), "validation_share": None, "training": {"epochs": 1}}
+    sides = {
+        side: {"base": str(root / version), "trust_remote_code": True}
+        for side, version in (("old", "v1"), ("new", "v2"))
+    }
+    recipe = {**sides, "tasks": {"sums": task}, "lora": LORA.as_dict(), "training": TRAINING.as_dict()}
+    (root / "recipe.yaml").write_text(json.dumps({**recipe, "controls": []}))
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [(), ("--estimate",)])
+def test_bases_with_code_of_their_own_are_updated_and_estimated(
+    how: tuple[str, ...], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(commands.ENVIRONMENT, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    done = run("update", "recipe.yaml", *how, cwd=with_code(world, tmp_path), seconds=400)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("It fits." in done.stdout) == bool(how)
+
+
+def test_code_that_does_not_run_without_weights_is_left_uncounted(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with_code(world, tmp_path, "import torch; torch.ones(1).tolist()")  # which no tensor without storage can tell
+    plan = Plan(read_recipe(tmp_path / "recipe.yaml")).stages()
+    check_weights(plan, tmp_path / "run")
+    with pytest.raises(shapes.UncountableError, match=r"base .*/v[12]: what it takes cannot be told") as raised:
+        forecast.bytes_of(_stage(plan, "adapters/sums/old"), _inputs(plan, tmp_path))
+    assert isinstance(raised.value, MuscleError)
+
+
+def test_bases_with_code_of_their_own_count_as_others_do(
+    world: Path, plan: list[Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    own = Plan(read_recipe(with_code(world, tmp_path) / "recipe.yaml")).stages()
+    for name in ("adapters/sums/old", "logs/sums/old"):
+        found = [forecast.bytes_of(_stage(each, name), _inputs(each, tmp_path / "work")) for each in (own, plan)]
+        assert found[0] == replace(found[1], left=found[0].left)
+    rates = probe.probe(_stage(own, "logs/sums/old"), _inputs(own, tmp_path / "work"), layers=1)
+    assert rates.per_text > 0
+
+
+def test_a_run_that_is_done_is_checked_without_the_libraries(plan: list[Stage], tmp_path: Path) -> None:
+    """In a process of its own, in which nothing else has loaded them."""
+    code = """
+import sys
+from pathlib import Path
+from muscle.update import estimate
+estimate.done_stages = lambda stages, root, keep: frozenset({"a"})
+class Stage: name = "a"
+estimate.check_weights([Stage()], Path("nowhere"))
+print(sorted({"torch", "transformers", "peft"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_an_estimate_that_is_stopped_leaves_nothing_behind(
+    by: signal.Signals, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "temporary"
+    work.mkdir()
+    monkeypatch.setitem(commands.ENVIRONMENT, "TMPDIR", str(work))
+    task = {"include_path": str(world / "tasks"), "validation_share": None}
+    sides = {side: {"base": str(world / version)} for side, version in (("old", "v1"), ("new", "v2"))}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**sides, "tasks": {"sums": task}}))
+    begun = "muscle-estimate-*/miniatures/*"
+    code, _, _ = stop_when(
+        lambda: any(work.glob(begun)), "update", "recipe.yaml", "--estimate", "--jobs", "2", cwd=tmp_path, by=by
+    )
+    assert code == 128 + by
+    assert not list(work.glob("muscle-estimate-*"))

@@ -12,9 +12,18 @@ from torch import Tensor, nn
 
 from muscle.update import losses
 from muscle.update.heads import Head
-from muscle.update.losses import Aim, Take, cross_entropy, divergence, loss_of_rows
+from muscle.update.losses import (
+    LARGEST,
+    Aim,
+    Distance,
+    Take,
+    cross_entropy,
+    divergence,
+    logit_difference,
+    loss_of_rows,
+)
 
-from .reference import kl, softmax
+from .reference import away, kl, softmax
 
 N, H, V = 15, 6, 7
 
@@ -65,6 +74,29 @@ def test_divergence_is_zero_only_towards_itself(seed: int, temperature: float) -
     assert divergence(student, other, temperature).sum() > 1e-3
 
 
+@given(seed=st.integers(0, 10_000), vocabulary=st.sampled_from([1, 2, V, LARGEST, 2 * LARGEST + 3]))
+def test_logit_difference_and_its_gradient(seed: int, vocabulary: int) -> None:
+    student, teacher = (draw(2 * seed + k, N, vocabulary) for k in range(2))
+    student.requires_grad_()
+    found = logit_difference(student, teacher)
+    found.sum().backward()
+    assert student.grad is not None
+    for i in range(N):
+        value, by_hand = away(student[i].tolist(), teacher[i].tolist(), "logits", 1.0)
+        assert found[i].item() == pytest.approx(value, rel=1e-10, abs=1e-20)
+        assert student.grad[i].tolist() == pytest.approx(by_hand, abs=1e-12)
+
+
+@given(seed=st.integers(0, 10_000), shift=st.floats(-50, 50))
+def test_logit_difference_is_zero_only_towards_itself_and_sees_the_largest(seed: int, shift: float) -> None:
+    student, other = draw(seed, N, 2 * LARGEST), draw(seed + 1, N, 2 * LARGEST)
+    assert logit_difference(student, student + shift).tolist() == pytest.approx([0.0] * N, abs=1e-9)
+    assert (logit_difference(student, other) > 1e-3).all()
+    smallest = other.topk(LARGEST, largest=False).indices
+    raised = student.scatter_add(-1, smallest, torch.ones_like(student))
+    assert torch.equal(logit_difference(raised, other), logit_difference(student, other))
+
+
 def test_cross_entropy_and_its_gradient() -> None:
     student, gold = logits(0).requires_grad_(), targets(1)
     found = cross_entropy(student, gold)
@@ -80,10 +112,14 @@ def test_cross_entropy_and_its_gradient() -> None:
 # --------------------------------------------------------------------------------- chunk by chunk
 
 
-def aims(gold: Tensor, teacher: Tensor | None = None, **shares: float) -> Take:
+def aims(
+    gold: Tensor, teacher: Tensor | None = None, distance: Distance = "divergence", **shares: float | Tensor
+) -> Take:
     def take(logits: Tensor, rows: slice) -> Aim:
         noted = {"first": logits[:, 0], "row": torch.arange(len(gold))[rows]}
-        return Aim(gold[rows], teacher=None if teacher is None else teacher[rows], noted=noted, **shares)
+        own = {name: share[rows] if isinstance(share, Tensor) else share for name, share in shares.items()}
+        said = None if teacher is None else teacher[rows]
+        return Aim(gold[rows], teacher=said, distance=distance, noted=noted, **own)  # type: ignore[arg-type]
 
     return take
 
@@ -96,12 +132,17 @@ def naive(
     z = head(wide)
     aim = take(z.detach(), slice(None))
     columns = {"cross_entropy": -z.log_softmax(-1)[range(len(z)), aim.targets]}
-    total = aim.ce_share * columns["cross_entropy"].sum()
+    total = (aim.ce_share * columns["cross_entropy"]).sum()
     if aim.teacher is not None:
         t = aim.teacher.double()
-        p, q = (x[:, : t.shape[-1]].div(aim.temperature).softmax(-1) for x in (t, z))
-        columns["divergence"] = (p * (p / q).log()).sum(-1)
-        total = total + aim.divergence_share * columns["divergence"].sum()
+        if aim.distance == "divergence":
+            p, q = (x[:, : t.shape[-1]].div(aim.temperature).softmax(-1) for x in (t, z))
+            columns["distance"] = (p * (p / q).log()).sum(-1)
+        else:
+            k = min(LARGEST, t.shape[-1])
+            compared = [(z[i, t[i].argsort()[-k:]], t[i].sort().values[-k:]) for i in range(len(z))]
+            columns["distance"] = torch.stack([(a - a.mean() - b + b.mean()).pow(2).sum() / 2 / k for a, b in compared])
+        total = total + (aim.distance_share * columns["distance"]).sum()
     total.backward()
     return total, columns, wide.grad
 
@@ -127,6 +168,8 @@ def assert_near(found: Tensor, expected: Tensor | None, tolerance: float, terms:
     temperature=st.floats(0.3, 20),
     ce_share=st.sampled_from([0.0, 0.3, 1.0]),
     squared=st.booleans(),
+    distance=st.sampled_from(["divergence", "logits"]),
+    by_row=st.sampled_from([(False, False), (True, False), (False, True), (True, True)]),
     bias=st.booleans(),
     scale=st.sampled_from([1.0, 0.25, 3.0]),
     softcap=st.sampled_from([None, 2.0, 30.0]),
@@ -141,6 +184,8 @@ def test_chunks_have_the_sum_and_gradient_of_the_whole(
     temperature: float,
     ce_share: float,
     squared: bool,
+    distance: Distance,
+    by_row: tuple[bool, bool],
     bias: bool,
     scale: float,
     softcap: float | None,
@@ -155,20 +200,25 @@ def test_chunks_have_the_sum_and_gradient_of_the_whole(
     states = draw(seed + 2, rows, H).to(dtype).requires_grad_()
     teacher = draw(seed + 3, rows, shared).to(dtype)
     share = (1 - ce_share) * (temperature**2 if squared else 1.0)
-    take = aims(targets(seed, rows), teacher, ce_share=ce_share, divergence_share=share, temperature=temperature)
+    shares = [
+        each * draw(seed + 4 + k, rows).relu().to(dtype) if some else each
+        for k, (each, some) in enumerate(zip((ce_share, share), by_row, strict=True))
+    ]
+    shown = {"ce_share": shares[0], "distance_share": shares[1], "temperature": temperature}
+    take = aims(targets(seed, rows), teacher, distance, **shown)
     expected, columns, gradient = naive(states, reference, take)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses, "LEAST_ROWS", chunk)
         patch.setitem(losses.LOGITS_AT_A_TIME, "cpu", 0)
-        total, by_row = loss_of_rows(states, head, take)
+        total, found = loss_of_rows(states, head, take)
         (3 * total).backward()
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
-    assert total.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance)
+    assert total.item() == pytest.approx(expected.item(), rel=tolerance, abs=10 * tolerance * max(1, share))
     for name, column in columns.items():
-        torch.testing.assert_close(by_row[name].double(), column.detach(), rtol=tolerance, atol=tolerance)
-        assert not by_row[name].requires_grad
-    assert by_row["row"].tolist() == list(range(rows))
-    assert set(by_row) == {"cross_entropy", "divergence", "first", "row"}
+        torch.testing.assert_close(found[name].double(), column.detach(), rtol=tolerance, atol=tolerance)
+        assert not found[name].requires_grad
+    assert found["row"].tolist() == list(range(rows))
+    assert set(found) == {"cross_entropy", "distance", "first", "row"}
     assert states.grad is not None
     assert gradient is not None
     terms = 0.3 * (ce_share + share / temperature) * scale
@@ -207,7 +257,7 @@ def test_without_a_gradient_none_is_computed(monkeypatch: pytest.MonkeyPatch) ->
 def test_states_that_are_logits_stay_as_they_are() -> None:
     """Of a model whose head is not known, the logits themselves are the states."""
     states, kept = logits(0).requires_grad_(), logits(0)
-    take = aims(targets(1), logits(2), ce_share=0.5, divergence_share=0.5)
+    take = aims(targets(1), logits(2), ce_share=0.5, distance_share=0.5)
     total, _ = loss_of_rows(states, nn.Identity(), take)
     total.backward()
     assert torch.equal(states, kept)
@@ -222,9 +272,9 @@ def test_softmaxes_of_half_precision_logits_are_in_float32(dtype: torch.dtype, t
     """The only rounding is that of the logits themselves, and of the gradient on its way back."""
     layer = linear(0, False, dtype).requires_grad_(trained)
     states, teacher = (5 * draw(1, N, H)).to(dtype).requires_grad_(), (5 * logits(2)).to(dtype)
-    take = aims(targets(3), teacher, ce_share=0.5, divergence_share=0.5, temperature=3.0)
+    take = aims(targets(3), teacher, ce_share=0.5, distance_share=0.5, temperature=3.0)
     total, by_row = loss_of_rows(states, layer, take)
-    assert total.dtype == by_row["cross_entropy"].dtype == by_row["divergence"].dtype == torch.float32
+    assert total.dtype == by_row["cross_entropy"].dtype == by_row["distance"].dtype == torch.float32
     expected, columns, gradient = naive(states, lambda rows: _rounded(rows, layer), take)
     for name, column in columns.items():
         torch.testing.assert_close(by_row[name].double(), column.detach(), rtol=1e-5, atol=1e-6)
@@ -249,14 +299,14 @@ def test_mixed_precision_is_the_heads_alone(trained: bool) -> None:
 
     def take(z: Tensor, rows: slice) -> Aim:
         seen.append(z.dtype)
-        return replace(aims(targets(3), teacher, divergence_share=1.0)(z, rows), noted={})
+        return replace(aims(targets(3), teacher, distance_share=1.0)(z, rows), noted={})
 
     with torch.autocast("cpu", torch.bfloat16):
         total, by_row = loss_of_rows(states, layer, take)
     total.backward()
     assert set(seen) == {torch.bfloat16}
     rounded = layer(states.float()).detach() if trained else layer.bfloat16()(states.bfloat16()).float()
-    assert by_row["divergence"].dtype == torch.float32
+    assert by_row["distance"].dtype == torch.float32
     torch.testing.assert_close(by_row["cross_entropy"], cross_entropy(rounded, targets(3)), rtol=2e-2, atol=0.1)
     assert states.grad is not None
     assert states.grad.dtype == torch.float32
@@ -265,10 +315,10 @@ def test_mixed_precision_is_the_heads_alone(trained: bool) -> None:
 @pytest.mark.parametrize("trained", [False, True])
 def test_no_rows_keep_the_graph(trained: bool) -> None:
     states, layer = draw(0, 0, H).requires_grad_(), linear(0, False, torch.float64).requires_grad_(trained)
-    total, by_row = loss_of_rows(states, layer, aims(targets(0, 0), draw(1, 0, V), divergence_share=1.0))
+    total, by_row = loss_of_rows(states, layer, aims(targets(0, 0), draw(1, 0, V), distance_share=1.0))
     assert total.item() == 0
     assert {name: tuple(column.shape) for name, column in by_row.items()} == dict.fromkeys(
-        ("cross_entropy", "divergence", "first", "row"), (0,)
+        ("cross_entropy", "distance", "first", "row"), (0,)
     )
     total.backward()
     assert states.grad is not None

@@ -21,7 +21,8 @@ from muscle.update.heads import head_is_known
 from muscle.update.lora import add_adapter
 from muscle.update.models import commit, load_base, load_task_model, load_tokenizer
 from muscle.update.recipe import Base, LoraSettings, TaskModel
-from muscle.update.tasks import IGNORED, Example, PaddingCollator, TokenizedExamples
+from muscle.update.tasks import Example
+from muscle.update.tokenized import IGNORED, PaddingCollator, TokenizedExamples
 from tests.update.architectures import ARCHITECTURES, build, build_tokenizer
 
 IDS = torch.randint(3, 40, (3, 7), generator=torch.Generator().manual_seed(0))

@@ -178,9 +178,75 @@ def test_a_change_computes_again_the_teachers_that_depend_on_it(change: str, exp
     assert again == matching(changed, *expected)
 
 
+def test_texts_beyond_the_gold_ones_are_kept_once_for_all_that_read_them() -> None:
+    changes = (
+        "alignment.teacher_cache=disk",
+        "tasks.piqa.unlabelled=more",
+        "tasks.samsum.unlabelled=rest",
+        "methods={plain: {}, wide: {texts: choices}, more: {unlabelled: true}, "
+        "both: {texts: choices, unlabelled: true}, again: {unlabelled: true, ce_share: 0.5}, "
+        "ce: {weight: null, unlabelled: true}}",
+        "controls=[cross_entropy]",
+    )
+    stages = {stage.name: stage for stage in plan(HUB, *changes)}
+    kinds = ("", "-choices", "-unlabelled", "-choices-unlabelled")
+    kept = [f"{side}{kind}" for kind in kinds for side in ("old", "new")]
+    for task, named in (("piqa", "more"), ("samsum", "rest")):
+        assert {name for name in stages if name.startswith(f"teachers/{task}/")} == {
+            f"teachers/{task}/{name}" for name in (*kept, "answers")
+        }
+        read = {
+            "plain": {"old_states": "old", "new_states": "new"},
+            "wide": {"old_states": "old-choices", "new_states": "new-choices"},
+            "more": {"old_states": "old-unlabelled", "new_states": "new-unlabelled", "answers": "answers"},
+            "both": {"old_states": "old-choices-unlabelled", "new_states": "new-choices-unlabelled"},
+            "ce": {},
+        }
+        read["again"] = read["more"]
+        for method, expected in read.items():
+            stage = stages[f"adapters/{task}/{method}"]
+            found = {key: name for key, name in stage.inputs.items() if name.startswith("teachers/")}
+            assert found == {key: f"teachers/{task}/{name}" for key, name in expected.items()}
+            asks = method in ("more", "both", "again")
+            assert stage.settings["task"]["settings"].get("unlabelled") == (named if asks else None)
+        answers = stages[f"teachers/{task}/answers"]
+        assert answers.inputs == {f"{side}_adapter": f"adapters/{task}/{side}" for side in ("old", "new")}
+        assert answers.settings["evaluation"].keys() == {"backend", "backend_args", "batch_size"}
+        assert stages[f"teachers/{task}/old-unlabelled"].inputs["answers"] == answers.name
+        check = stages[f"checks/{task}"].settings
+        assert (check["choices"], check["unlabelled"], check["task"]["settings"]["unlabelled"]) == (True, True, named)
+
+
+def test_only_what_reads_inputs_without_labels_depends_on_their_name() -> None:
+    before = plan(HUB, "methods.more={unlabelled: true}", "tasks.piqa.unlabelled=one", "tasks.samsum.unlabelled=one")
+    after = plan(HUB, "methods.more={unlabelled: true}", "tasks.piqa.unlabelled=other", "tasks.samsum.unlabelled=one")
+    assert rerun(before, after) == matching(after, "checks/piqa", "teachers/piqa/answers", "*/piqa/more")
+    before, after = plan(HUB), plan(HUB, "tasks.piqa.unlabelled=one")
+    assert rerun(before, after) == set()
+    limited = plan(HUB, "methods.more={unlabelled: true}", "evaluation.limit=5")
+    assert rerun(plan(HUB, "methods.more={unlabelled: true}"), limited) == matching(limited, "logs/*", "models/*")
+
+
+def test_who_reads_no_old_model_does_not_wait_for_it() -> None:
+    stage = {stage.name: stage for stage in plan(HUB, "methods={alone: {weight: mixture, old_share: 0}}")}
+    assert "old" not in stage["adapters/piqa/alone"].settings
+    assert stage["adapters/piqa/alone"].inputs == {"new_adapter": "adapters/piqa/new"}
+
+
 def test_a_new_control_leaves_what_is_there_but_the_cards() -> None:
     before, after = plan(HUB, "controls=[cross_entropy]"), plan(HUB, "controls=[cross_entropy, reseeded]")
     assert rerun(before, after) == matching(after, "*/reseeded", "models/*")
+
+
+def test_references_with_both_models_differ_by_their_name_alone() -> None:
+    """The ensemble's record has none, so that finished runs stay finished."""
+    stages = {stage.name: stage for stage in plan(HUB, "controls=[ensemble, reranked, gated]")}
+    ensemble = stages["logs/piqa/ensemble"]
+    assert set(ensemble.settings) == {"task", "evaluation", "split", "old", "new"}
+    for name in ("reranked", "gated"):
+        reference = stages[f"logs/piqa/{name}"]
+        assert reference.settings == {**ensemble.settings, "name": name}
+        assert (reference.function, reference.inputs) == (ensemble.function, ensemble.inputs)
 
 
 def test_what_selects_by_flips_depends_on_the_evaluation_and_the_old_model() -> None:

@@ -55,6 +55,42 @@ def test_defaults_are_the_papers() -> None:
     assert recipe.alignment_training_of("piqa") == training
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"alignment": {"search": {}}}, "alignment.search is for methods; write it below one: methods.auto.search"),
+        (
+            {"tasks": {"piqa": {"alignment": {"search": {}}}}},
+            "tasks.piqa.alignment.search is for methods; write it below one: methods.auto.search",
+        ),
+        (
+            {"methods": {"auto": {"search": {"lengths": [0.5, 0.25, 1]}}}},
+            "methods.auto.search.lengths: must rise to 1, such as [0.25, 0.5, 1]; correct it",
+        ),
+        (
+            {"methods": {"auto": {"search": {"lengths": [0.25, 0.5]}}}},
+            "methods.auto.search.lengths: must rise to 1, such as [0.25, 0.5, 1]; correct it",
+        ),
+        (
+            {"methods": {"auto": {"search": {}, "weight": None}}},
+            "methods.auto.search aligns, and weight: null does not; leave one of them out",
+        ),
+        (
+            {"methods": {"auto": {"search": {}}}, "tasks": {"piqa": {"validation_share": 0}}},
+            "tasks.piqa.validation_share: method auto chooses on held-out items; raise it, or leave that out",
+        ),
+        (
+            {"methods": {"auto": {"search": {"budget": 0.5}}}},
+            "methods.auto.search.budget: expected `float` >= 1.0; correct it",
+        ),
+    ],
+)
+def test_searches_that_cannot_be(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(MuscleError) as error:
+        make_recipe(MINIMAL | given)
+    assert str(error.value) == f"the recipe: {message}"
+
+
 def test_groups_are_merged_from_general_to_special(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, WHOLE))
     assert recipe.training_of("piqa") == TrainingSettings(epochs=3, seed=5)
@@ -104,6 +140,12 @@ def test_overrides_come_last(tmp_path: Path) -> None:
             r":4: new.adapters were not trained by this recipe, so that control",
         ),
         ("old_teacher]", "cross_entropy]", r":13: controls names one twice"),
+        ("  old_right:", "  gated:", r":12: methods.gated: that name is taken"),
+        (
+            "old_teacher]",
+            "gated]\nevaluation: {draws: 2}",
+            r":13: controls: gated answers each item once, and piqa has several draws; leave one of them out",
+        ),
         (
             "controls: [",
             "paper_update: Llama1->2\ncontrols: [",

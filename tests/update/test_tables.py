@@ -146,6 +146,21 @@ def test_rouge_is_read_where_there_are_several_grades(tmp_path: Path) -> None:
     assert (result.figures.metric, result.figures.new.score_old.value) == ("rouge1", 31.25)
 
 
+def test_references_with_both_models_are_named_in_words(tmp_path: Path) -> None:
+    """But for a program, which reads the name of the folder."""
+    logs = {f"piqa/{model}": choices("0012") for model in ("old", "new", "reranked", "gated")}
+    run = write_run(tmp_path / "run", {"methods": {}, "controls": ["reranked", "gated"]}, logs)
+    console = Console(width=100, file=io.StringIO())
+    print_tables(collect([run]), console)
+    write_markdown(collect([run]), tmp_path / "tables.md")
+    write_csv(collect([run]), tmp_path / "tables.csv")
+    assert isinstance(console.file, io.StringIO)
+    for text in (console.file.getvalue(), (tmp_path / "tables.md").read_text()):
+        for label in ("| re-ranked (both models) |", "| gated (both models)"):
+            assert text.count(label) == 2
+    assert (tmp_path / "tables.csv").read_text().count("v1->v2,reranked,ours") == 2
+
+
 def test_what_is_missing_is_unknown(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {}, GSM8K)
     found = rows(table(run, "table 5"))

@@ -20,7 +20,8 @@ from muscle.errors import MuscleError
 from muscle.update.models import load_tokenizer
 from muscle.update.recipe import Base, TaskSettings
 from muscle.update.task_sources import lm_eval_definitions
-from muscle.update.tasks import IGNORED, Example, PaddingCollator, Task, TokenizedExamples, hold_out, load_task
+from muscle.update.tasks import Example, Task, hold_out, load_task
+from muscle.update.tokenized import IGNORED, PaddingCollator, TokenizedExamples
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<{{ message.role }}>{{ message.content | trim }}"

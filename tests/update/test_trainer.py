@@ -179,6 +179,19 @@ def test_fewest_flips_win_and_cross_entropy_breaks_ties(tmp_path: Path) -> None:
     assert asked == [(False, False)] * 4
 
 
+def test_flips_are_counted_at_the_end_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    answers = iter([1.0, 2.0])
+    settings: dict[str, Any] = {"epochs": 4, "batch_size": 4, "accumulation": 1, "warmup_steps": 2, "seed": 5}
+    chosen = TrainingSettings(select_by="flips", learning_rate=1e-2, **settings)
+    data = TRAINING, VALIDATION, COLLATOR
+    result = train(
+        student(), unlearning, chosen, *data, tmp_path / "work", lambda *_: None, lambda _: next(answers), flips_last=2
+    )
+    assert result.validation_flips == [1, 2]
+    assert result.validation_cross_entropy[0] == min(result.validation_cross_entropy)
+    assert result.best_epoch == 3
+
+
 def test_without_flips_to_count_cross_entropy_decides(tmp_path: Path) -> None:
     _, result = run(tmp_path / "work", select_by="flips")
     assert result.validation_flips == []

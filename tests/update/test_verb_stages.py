@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from muscle.cli import training
+from muscle.errors import MuscleError
 from muscle.update import run as running
 from muscle.update import stages, verbs
-from muscle.update.pipeline import Stage
+from muscle.update.pipeline import CHECKPOINTS, Stage
 from muscle.update.recipe import Recipe
 from muscle.update.recipe_file import read_recipe
 
@@ -41,7 +42,7 @@ def test_adapt_trains_an_adapter_that_the_recipe_has_already(world: Path, tmp_pa
 def test_align_takes_the_adapters_it_is_given(world: Path, tmp_path: Path, run: list[Stage]) -> None:
     sides = (str(world / "v1"), str(world / "v2"))
     adapters = (str(world / "old"), str(world / "new"))
-    training.align("piqa", *sides, tmp_path / "out", *adapters, None, RECIPE)
+    training.align("piqa", *sides, tmp_path / "out", *adapters, recipe=RECIPE)
     (stage,) = run
     assert stage.name == "adapters/piqa/muscle"
     assert (stage.settings["old"]["adapter"], stage.settings["new"]["adapter"]) == adapters
@@ -69,3 +70,26 @@ def test_evaluate_takes_the_adapter_it_is_given(world: Path, tmp_path: Path, mon
     monkeypatch.setattr(stages, "evaluate", lambda destination, report, **settings: told.append(settings))
     training.evaluate(str(world / "v2"), ["piqa"], tmp_path / "logs", str(world / "new"), recipe=RECIPE)
     assert told[0]["model"]["adapter"] == str(world / "new")
+
+
+def test_a_begun_training_is_lost_only_on_purpose(tmp_path: Path) -> None:
+    """Until a checkpoint is written, other settings take the folder over: nothing is lost."""
+    out = tmp_path / "out"
+    verbs._claim(out, "a")
+    verbs._claim(out, "b")
+    assert (out / verbs.BEGUN).read_text() == "b"
+    checkpoint = out / CHECKPOINTS / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    verbs._claim(out, "b")
+    with pytest.raises(MuscleError, match="begun with other settings, models or data"):
+        verbs._claim(out, "a")
+    assert (out / verbs.BEGUN).read_text() == "b"
+    assert checkpoint.exists()
+
+
+def test_a_folder_of_something_else_is_not_claimed(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(MuscleError, match="is not empty"):
+        verbs._claim(tmp_path / "out", "a")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]

@@ -140,6 +140,80 @@ def test_draws_differ_and_come_again(here: Path, world: Path) -> None:
     assert max(map(len, answers)) > 1
 
 
+def search(world: Path, out: str, *more: str) -> tuple[str, ...]:
+    """`align` without a recipe, of inputs as small as the recipe's."""
+    training = ("epochs=4", "batch_size=4", "accumulation=1", "learning_rate=0.01", "warmup_steps=2")
+    keys = ["lora.rank=4", *(f"training.{key}" for key in training)]
+    keys += [f"tasks.scenes.{key}" for key in (f"include_path={world}/tasks", "validation_share=null")]
+    keys += ["evaluation.batch_size=4"]
+    sides = ("--old", f"{world}/v1", "--old-adapter", f"{world}/old", "--new", f"{world}/v2")
+    given = [part for key in keys for part in ("--set", key)]
+    return ("align", "scenes", *sides, "--new-adapter", f"{world}/new", "--out", out, *given, *more)
+
+
+def test_align_searches_where_no_recipe_says_otherwise(here: Path, world: Path) -> None:
+    done = run(*search(world, "auto", "--budget", "1.5"), cwd=here)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((here / "auto/search.json").read_text())
+    assert record["search"]["budget"] == 1.5
+    assert record["budget_used"] <= 1.5
+    table = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 2 + 1 + len(record["trials"])
+    assert f"\n*: {record['why']}\n" in done.stdout
+    assert done.stdout.endswith("wrote auto\n")
+    assert "it/s" not in done.stderr  # no bars of libraries
+    assert not (here / "auto/checkpoints").exists()
+    assert weights(here / "auto").keys() == weights(world / "new").keys()
+
+    named = run(*search(world, "papers", "--method", "muscle"), cwd=here)
+    assert named.returncode == 0, named.stderr
+    assert not (here / "papers/search.json").exists()
+    assert json.loads((here / "papers/training.json").read_text())["alignment"]["weight"] == "student_wrong"
+
+    refused = run(*search(world, "refused", "--method", "muscle", "--budget", "2"), cwd=here)
+    assert refused.returncode == 2
+    message = "error: method muscle does not search: leave --budget out, or choose --method auto"
+    assert refused.stderr.splitlines()[-1] == message
+    unknown = run(*align(world, "unknown", "--method", "mussel"), cwd=here)
+    assert unknown.returncode == 2
+    message = "error: name one of the recipe's methods by --method (there are: auto, muscle)"
+    assert unknown.stderr.splitlines()[-1] == message
+    by_name = run(*align(world, "by name", "--method", "auto", "--budget", "1"), cwd=here)
+    assert by_name.returncode == 0, by_name.stderr
+    assert len(json.loads((here / "by name/search.json").read_text())["trials"]) == 1
+
+
+def test_a_killed_search_goes_on(here: Path, world: Path) -> None:
+    trials = here / "searched/checkpoints/trials"
+    command = search(world, "searched", "--budget", "2")
+    code, _, _ = stop_when(lambda: len(list(trials.glob("*/trial.json"))) == 2, *command, cwd=here)
+    assert code == -signal.SIGKILL
+    before = {file: file.stat().st_mtime_ns for file in trials.glob("*/trial.json")}
+    (here / "before").mkdir()
+    for file in before:
+        (here / "before" / file.parent.name).write_bytes(file.read_bytes())
+    again = run(*command, cwd=here)
+    assert again.returncode == 0, again.stderr
+    record = json.loads((here / "searched/search.json").read_text())
+    kept = {trial["folder"]: trial for trial in record["trials"]}
+    assert len(kept) > 2
+    for file in (here / "before").iterdir():
+        assert kept[file.name] == json.loads(file.read_text())
+
+
+def test_two_processes_search_as_one_does(here: Path, world: Path) -> None:
+    one = run(*search(world, "one/auto", "--budget", "1.5"), cwd=here)
+    assert one.returncode == 0, one.stderr
+    half = ("--budget", "1.5", "--set", "training.batch_size=2")
+    two = in_two_processes(*search(world, "two/auto", *half), cwd=here)
+    assert two.returncode == 0, two.stderr[-4000:]
+    assert two.stdout.count("wrote") == 1
+    records = [json.loads((here / which / "auto/search.json").read_text()) for which in ("one", "two")]
+    for trial, other in zip(*(record["trials"] for record in records), strict=True):
+        same = ("name", "length", "training", "tokens", "cost")
+        assert [trial[key] for key in same] == [other[key] for key in same]
+
+
 def test_two_processes_train_and_evaluate_as_one_does(here: Path, world: Path) -> None:
     half = ("--set", "training.batch_size=2")
     for verb, out in ((adapt, "adapted"), (align, "aligned"), (align, "aligned disk"), (align, "aligned off")):

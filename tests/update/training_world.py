@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from muscle.update.heads import Head, read_states
 from muscle.update.objectives import Compatibility, Objective, task_objective
 from muscle.update.recipe import TrainingSettings
-from muscle.update.tasks import IGNORED, PaddingCollator
+from muscle.update.tokenized import IGNORED, PaddingCollator
 from muscle.update.trainer import TrainingResult, train
 from muscle.update.weights import WEIGHTS
 

@@ -1,4 +1,4 @@
-"""The verbs that train and evaluate: adapt, align, evaluate, update, status, tables, merge, push and demo."""
+"""The verbs that train and evaluate: adapt, align, evaluate, update, status, tables, frontier, merge, push and demo."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,7 +70,16 @@ def align(
         typer.Option(metavar="ADAPTER", help="That of the new base, where training starts [default: as above]"),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Method of the recipe [default: the only one]")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="auto: the best of several on the held-out items; muscle: the paper's; or one of the recipe. "
+            "[default: auto, or the recipe's only one]",
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(min=1, help="What auto may spend, in times the cost of one alignment. [default: 4]"),
     ] = None,
     recipe: RecipeFile = None,
     set_: Set = None,
@@ -82,10 +91,12 @@ def align(
     """
     given = {**_models(old, new, {task: old_adapter}, {task: new_adapter}), ("tasks", task): {}}
     given |= _kept(teacher_cache)
+    if recipe is None:
+        given |= {("methods", "auto"): {"search": {}}}
     settings = _recipe(recipe, given, set_)
     from muscle.update.verbs import align
 
-    align(settings, task, method, out)
+    align(settings, task, method, out, budget)
 
 
 def evaluate(
@@ -174,6 +185,34 @@ def tables(
     for path in (markdown, csv, *drawn):
         if path:
             console.print(f"wrote {path}", soft_wrap=True)
+
+
+def frontier(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of update or demo.")],
+    points: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Shares a of the old model: 0 is only new, 1 only old.")
+    ] = "0,0.25,0.5,0.75,1",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set one key of alignment: temperature=1; repeatable."),
+    ] = None,
+    jobs: Jobs = 1,
+    split: Annotated[
+        Literal["test", "validation"], typer.Option(help="Items that are scored; choose a by validation.")
+    ] = "test",
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with the plane.")] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw the plane as SVG.")] = None,
+) -> None:
+    """Train compatibility adapters between "only new" and "only old", and draw what each trades.
+
+    They are further stages of the run, beside its own, which are kept; the same command goes on where it was stopped.
+    """
+    _require()
+    from muscle.demo.run import demo_frontier, is_demo
+    from muscle.update.report.frontier import read_points, run_frontier, update_frontier
+
+    found = demo_frontier(run) if is_demo(run) else update_frontier(run)
+    run_frontier(found, read_points(points), set_ or (), split, jobs, _console(), html=html, svg=svg)
 
 
 def merge(
@@ -276,4 +315,4 @@ def _require() -> None:
     quiet_libraries()
 
 
-VERBS = (adapt, align, evaluate, update, status, tables, merge, push, demo)
+VERBS = (adapt, align, evaluate, update, status, tables, frontier, merge, push, demo)

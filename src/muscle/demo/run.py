@@ -7,12 +7,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from muscle.demo.plan import FULL, QUICK, full_plan
+from muscle.demo.plan import FULL, QUICK, demo_plan, demo_recipe, full_plan, world_stages
 from muscle.demo.table import meaning, print_rows, table_rows, write_rows
 from muscle.errors import MuscleError
 from muscle.measure.report.terminal import say
 from muscle.update.estimate import print_estimate
 from muscle.update.pipeline import run_pipeline
+from muscle.update.report.frontier import Run
+
+RECORD = "demo.json"
+"""File of a run's folder that says what is run there."""
 
 
 def run_demo(seed: int, quick: bool, out: Path | None, jobs: int, console: Console) -> None:
@@ -42,7 +46,25 @@ def run_demo(seed: int, quick: bool, out: Path | None, jobs: int, console: Conso
     for kind in ("logs", "adapters", "bases", "tasks"):
         say(console, f"{kind:<9} {root / kind}")
     scenes = root / "logs" / "scenes"
-    say(console, f"Look closer: muscle compare {scenes / 'old'} {scenes / 'new'} --compatible {scenes / 'muscle'}")
+    say(console, f"Look closer: muscle compare {scenes / 'old'} {scenes / 'new'} --compatible {scenes / 'auto'}")
+
+
+def is_demo(root: Path) -> bool:
+    """Whether a folder is a run of the demo."""
+    return (root / RECORD).is_file()
+
+
+def demo_frontier(root: Path) -> Run:
+    """A run of the demo, to train a frontier in.
+
+    Raises:
+        MuscleError: Its record is damaged.
+    """
+    what = _read(root / RECORD)
+    if not isinstance(what, dict) or not isinstance(what.get("seed"), int):
+        raise MuscleError(f"{root / RECORD} is damaged: run the demo again in another folder")
+    seed, sizes = what["seed"], QUICK if what.get("quick") else FULL
+    return Run(root, demo_recipe(seed, sizes), demo_plan, world_stages(seed, sizes))
 
 
 def print_demo_estimate(seed: int, quick: bool, out: Path | None, jobs: int, console: Console) -> bool:
@@ -60,7 +82,7 @@ def _root(seed: int, quick: bool, out: Path | None) -> Path:
 
 def _claim(root: Path, what: dict[str, object]) -> None:
     """Make the folder of a run, or check that it is this run's; its table is stale until the run is through."""
-    record = root / "demo.json"
+    record = root / RECORD
     try:
         root.mkdir(parents=True, exist_ok=True)
         if record.exists():

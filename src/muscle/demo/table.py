@@ -18,7 +18,7 @@ LABELS = {
     "old": "old model",
     "new": "new model",
     "muscle": "muscle",
-    "paper_t2": "muscle, T = 2",
+    "auto": "auto",
     "cross_entropy": "plain CE",
     "old_teacher": "old teacher",
     "ensemble": "both models",
@@ -26,8 +26,9 @@ LABELS = {
 }
 LEGEND = (
     "Percent of all test items; rel. NFR: of the flips that independent errors would give. fixed, made: negative flips "
-    "gone and new, against the plain update. T = 2: the paper's temperature. plain CE: the same steps of cross-entropy "
-    "from the same start. old teacher: distils the old model only. both models: together at inference."
+    "gone and new, against the plain update. muscle: the paper's loss. auto: the mixture of teachers that a search "
+    "on the validation items chose. plain CE: the same steps of cross-entropy from the same start as muscle. old "
+    "teacher: distils the old model only. both models: together at inference."
 )
 
 
@@ -116,7 +117,7 @@ def print_rows(rows: list[Row], console: Console) -> None:
             table.add_column(header, justify="right")
         for row in rows:
             if row.task == task:
-                table.add_row(LABELS[row.method], *_cells(row), style="bold" if row.method == "muscle" else None)
+                table.add_row(LABELS[row.method], *_cells(row), style="bold" if row.method == "auto" else None)
         console.print(table)
     say(console, LEGEND, style="dim")
 
@@ -130,16 +131,16 @@ def _cells(row: Row) -> list[str]:
 
 
 def meaning(rows: list[Row], logs: Path) -> str:
-    """One sentence: the method against the plain update, and against the same steps of plain cross-entropy."""
+    """One sentence: the method auto against the plain update, and against plain cross-entropy."""
     parts = []
     for task in TASKS:
-        new, muscle = (next(row for row in rows if (row.task, row.method) == (task, m)) for m in ("new", "muscle"))
-        _, control = compare_method(logs / task, "muscle", baseline="cross_entropy")
+        new, auto = (next(row for row in rows if (row.task, row.method) == (task, m)) for m in ("new", "auto"))
+        _, control = compare_method(logs / task, "auto", baseline="cross_entropy")
         fewer = control.fixed - control.made
         parts.append(
             f"{task}: the update turns {_percent(new.nfr)} of all answers from right to wrong, with the compatibility "
-            f"adapter {_percent(muscle.nfr)} ({abs(fewer)} {'fewer' if fewer >= 0 else 'more'} than after the same "
-            f"steps of plain cross-entropy, p = {control.mid_p:.1g}), at {_percent(muscle.accuracy)} accuracy instead "
+            f"adapter of method auto {_percent(auto.nfr)} ({abs(fewer)} {'fewer' if fewer >= 0 else 'more'} than after "
+            f"plain cross-entropy, p = {control.mid_p:.1g}), at {_percent(auto.accuracy)} accuracy instead "
             f"of {_percent(new.accuracy)}"
         )
     return "; ".join(parts) + "."

@@ -84,7 +84,7 @@ def compare(
     settings = Settings(confidence, seed, tolerance)
     drawn = any(task.asked for task in pairing.tasks)
     clustering = "id" if drawn and cluster is None else cluster
-    codes = None if clustering is None else _clusters(pairing.tasks, cluster)
+    codes = None if clustering is None else clusters_of(pairing.tasks, cluster)
     pool = Pool.of(pairing.tasks, codes)
     total = measure(pool, controls or {}, settings)
     tasks = [total]
@@ -173,7 +173,7 @@ def _check_labels(logs: Mapping[str, Log], labels: Sequence[str]) -> None:
             raise MuscleError(f"no log has anything in {quoted(column)}; {remedy}")
 
 
-def _clusters(tasks: Sequence[PairedTask], column: str | None) -> list[IntArray]:
+def clusters_of(tasks: Sequence[PairedTask], column: str | None) -> list[IntArray]:
     """The cluster of each item as a number, by task: equal values of the column, or draws of one item of a task."""
     numbers: dict[object, int] = {}
     codes = []

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from accelerate.utils import parse_flag_from_env
 from msgspec import to_builtins
 from peft import PeftModel
-from torch import nn
-from transformers import PreTrainedTokenizerBase
 
-from muscle.errors import MuscleError, quoted
+from muscle.update.answers import all_choices, answers_folder, keep_answers
 from muscle.update.distributed import processes, save_adapter
 from muscle.update.lora import add_adapter
-from muscle.update.models import load_base, load_task_model, load_tokenizer
+from muscle.update.models import load_base, load_tokenizer
 from muscle.update.objectives import Objective, compatibility, task_objective
 from muscle.update.pipeline import CHECKPOINTS, Report
+from muscle.update.prompts import Example
 from muscle.update.provenance import provenance
 from muscle.update.recipe import (
     AlignmentSettings,
@@ -32,11 +31,13 @@ from muscle.update.recipe import (
     TaskModel,
     TrainingSettings,
 )
+from muscle.update.same_tokenizer import check_same_tokenizer
 from muscle.update.scoring import flips_on_validation
-from muscle.update.tasks import PaddingCollator, Task, TokenizedExamples
+from muscle.update.tasks import Task
 from muscle.update.teacher_cache import Texts, check_room, compute_states, states_size
 from muscle.update.teachers import Teachers
 from muscle.update.trainer import Flips, train
+from muscle.update.training_data import TaskData, unlabelled_texts
 
 
 def train_task_adapter(
@@ -50,7 +51,7 @@ def train_task_adapter(
         MuscleError: The base or the task's data cannot be loaded, or training diverges.
     """
     processes()  # before any model: it says which device is this process's
-    data = _TaskData(base, task, settings.tokens)
+    data = TaskData(base, task, settings.tokens)
     loaded = load_base(base)
     data.check_fit(loaded, base)
     model = add_adapter(loaded, lora, settings.seed)
@@ -69,52 +70,70 @@ def train_compatibility_adapter(
     destination: Path,
     report: Report,
     teacher_states: Mapping[SideName, Path] | None = None,
+    states_root: Path | None = None,
+    flips: Flips | None = None,
+    flips_last: int | None = None,
+    answers: Path | None = None,
 ) -> None:
     """Train the new task adapter on, towards two frozen task models, and save the best epoch's (section 4).
 
     The old model's body is gone before the new base is loaded, unless its teacher is to run beside the student.
 
     Args:
-        old: The old task model. Both bases must share one tokenizer. None where nothing reads it: no weight, and no
-            selection by flips.
+        old: The old task model. Both bases must share one tokenizer. None where nothing reads it: not the weight, nor
+            the selection by flips, nor the answers to inputs without labels.
         new: The new task model; training starts from its adapter, or from a fresh one if it was fine-tuned whole.
-        task: Its training split is learnt from.
-        alignment: What to learn from. Without a weight no teacher is read: plain cross-entropy, the control.
+        task: Its training split is learnt from, and the inputs without labels that it names.
+        alignment: What to learn from. Without a weight no teacher is read: plain cross-entropy on gold texts, the
+            control.
         lora: Shape of a fresh adapter.
         settings: How long and how fast to learn.
-        evaluation: How negative flips are counted, where they select the epoch.
+        evaluation: How negative flips are counted, where they select the epoch, and both models answer.
         destination: Where the PEFT adapter is saved; training goes on from the checkpoints there.
         report: Told after every step.
         teacher_states: By teacher, the folder where `cache_teacher` has kept its states on disk.
+        states_root: Where states are kept on disk otherwise, for all trainings with that folder; None: for this one.
+        flips: What selects the epoch where flips do, in place of the negative flips on the validation items.
+        flips_last: After how many epochs at the end they are counted; None: after each.
+        answers: The folder where `answers.keep_answers` has kept what both models answer to inputs without labels;
+            None: they are asked here, where gold texts and such inputs are to be learnt from.
 
     Raises:
         MuscleError: A model or the task's data cannot be loaded, the bases tokenize differently, the teachers' states
             do not fit, or training diverges.
     """
     processes()
-    data = _TaskData(new.base, task, settings.tokens)
-    teachers = flips = None
-    if old and alignment.weight:
-        check_same_tokenizer(old.base, new.base, data.tokenizer, task)
+    root = states_root or destination / CHECKPOINTS / "teachers"
+    both: dict[SideName, TaskModel] = {"new": new} if old is None else {"old": old, "new": new}
+    unlabelled: list[Example] = []
+    if alignment.weight and alignment.unlabelled:
+        unlabelled = _unlabelled_texts(old, new, task, alignment, evaluation, answers, root)
+    data = TaskData(new.base, task, settings.tokens, alignment.texts if alignment.weight else "gold", unlabelled)
+    teachers = None
+    if alignment.weight:
+        if old and "old" in alignment.teachers:
+            check_same_tokenizer(old.base, new.base, data.tokenizer, task, data.beyond_gold)
         texts = Texts(data.training, data.collator)
-        folders = teacher_states or _state_folders(destination, {"old": old, "new": new}, texts, alignment)
-        teachers = Teachers({"old": old, "new": new}, data.load, texts, alignment, folders, report)
-    if old and settings.select_by == "flips":
+        folders = teacher_states or _state_folders(root, both, texts, alignment)
+        teachers = Teachers(both, data.load, texts, alignment, folders, report)
+    if old and settings.select_by == "flips" and not flips:
         flips = flips_on_validation(old, task, data.tokenizer, evaluation)
-    old_teacher = teachers.old() if teachers else None
+    old_teacher = teachers.old() if teachers and "old" in alignment.teachers else None
     student = data.load(new, trainable=True)
     if new.adapter is None:
         student = add_adapter(student, lora, settings.seed)
     objective, models = task_objective, [old, new] if old and (teachers or flips) else [new]
-    if teachers and old_teacher:
-        objective = compatibility(old_teacher, teachers.new(student, _is_sharded(settings)), alignment)
+    if teachers:
+        new_teacher = teachers.new(student, _is_sharded(settings))
+        objective = compatibility(old_teacher, new_teacher, alignment, data.scales)
     record = {
         "alignment": alignment.as_dict(),
         "lora": lora.as_dict() if new.adapter is None else None,
         "training": settings.as_dict(),
         "evaluation": evaluation.as_dict() if flips else None,
+        "texts": data.counts,
     }
-    _train_and_save(student, objective, settings, data, destination, report, models, record, flips)
+    _train_and_save(student, objective, settings, data, destination, report, models, record, flips, flips_last)
 
 
 def cache_teacher(
@@ -125,6 +144,9 @@ def cache_teacher(
     kept: CacheDtype,
     destination: Path,
     report: Report,
+    texts: Literal["gold", "choices"] = "gold",
+    unlabelled: bool = False,
+    answers: Path | None = None,
 ) -> None:
     """Keep on disk what a teacher says of a task's training texts, for all trainings that will ask.
 
@@ -136,116 +158,77 @@ def cache_teacher(
         kept: Precision of what is kept.
         destination: Folder of the files.
         report: Told how far it is.
+        texts: What is learnt from an item, as in `AlignmentSettings`.
+        unlabelled: Whether inputs without labels are read as well.
+        answers: The folder where `answers.keep_answers` has kept texts of these; needed for gold texts.
 
     Raises:
         MuscleError: A model or the task's data cannot be loaded, the bases tokenize differently, or the states do not
             fit on the disk.
     """
     processes()
-    data = _TaskData(new.base, task, tokens)
-    texts, teacher = Texts(data.training, data.collator), old or new
+    examples = unlabelled_texts(task, load_tokenizer(new.base), texts, answers) if unlabelled else []
+    data = TaskData(new.base, task, tokens, texts, examples)
+    rows, teacher = Texts(data.training, data.collator), old or new
     if old:
-        check_same_tokenizer(old.base, new.base, data.tokenizer, task)
-    check_room(states_size(teacher.base, texts, kept), destination)
-    compute_states(data.load(teacher, trainable=not old), texts, kept, destination, report)
+        check_same_tokenizer(old.base, new.base, data.tokenizer, task, data.beyond_gold)
+    check_room(states_size(teacher.base, rows, kept), destination)
+    compute_states(data.load(teacher, trainable=not old), rows, kept, destination, report)
 
 
-def check_same_tokenizer(old: Base, new: Base, new_tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
-    """Same means: identical ids on all training, validation and evaluation text, whatever else the tokenizers hold.
+class Size(NamedTuple):
+    """How much an epoch of training reads."""
+
+    items: int
+    """What a batch is made of: texts, or with all choices' texts the items that have them."""
+    tokens: int
+    """Of all their texts, without padding."""
+
+
+def training_size(base: Base, task: Task, alignment: AlignmentSettings, tokens: TargetTokens) -> Size:
+    """How much an alignment of a task reads in an epoch.
 
     Raises:
-        MuscleError: There is a text that they tokenize differently.
+        MuscleError: The task's data cannot be loaded.
     """
-    old_tokenizer = load_tokenizer(old)
-    definition = _definition(new_tokenizer)
-    if definition and definition == _definition(old_tokenizer):
-        return  # then the texts, shots and all, need not be rendered
-    texts = list(_texts(task, new_tokenizer))
-    for text, old_ids, new_ids in zip(
-        texts, *(t(texts)["input_ids"] for t in (old_tokenizer, new_tokenizer)), strict=True
-    ):
-        if old_ids != new_ids:
-            raise MuscleError(
-                f"{old.base} and {new.base} tokenize {quoted(text)} differently: "
-                "aligning needs two bases that share a tokenizer"
-            )
-    if old_tokenizer.eos_token_id != new_tokenizer.eos_token_id:
-        raise MuscleError(
-            f"{old.base} ends texts with token {old_tokenizer.eos_token_id}, {new.base} with "
-            f"{new_tokenizer.eos_token_id}: aligning needs two bases that share a tokenizer"
-        )
+    tokenizer, inputs = load_tokenizer(base), list[Example]()
+    if alignment.weight and alignment.unlabelled:
+        asked = task.unlabelled(tokenizer)
+        if alignment.texts == "choices":
+            inputs = all_choices(asked)
+        else:  # by their prompts: nobody has answered yet, and answers are short
+            inputs = [Example(each[0].args[0], "", -1 - number, right=False) for number, each in enumerate(asked)]
+    texts = TaskData(base, task, tokens, alignment.texts if alignment.weight else "gold", inputs).training
+    return Size(len(texts.items), sum(map(len, texts.ids)))
 
 
-def _definition(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...] | None:
-    """All that decides a tokenizer's ids, end of text included; None where not all of it can be seen.
-
-    What a back end writes of itself holds only one of several words with one id, and not always the same.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return (backend.to_str(), tokenizer.get_vocab(), tokenizer.eos_token_id) if backend else None
-
-
-def _texts(task: Task, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
-    for split in ("training", "validation"):
-        yield from (row.context + row.answer for row in task.examples(split, tokenizer))
-    yield from task.evaluation_texts(tokenizer)
-
-
-class _TaskData:
-    """Training and validation texts of a task in a base's tokens."""
-
-    def __init__(self, base: Base, task: Task, tokens: TargetTokens) -> None:
-        self.tokenizer = load_tokenizer(base)
-        assert isinstance(self.tokenizer.pad_token_id, int)
-        self.collator = PaddingCollator(self.tokenizer.pad_token_id)
-        self.training, self.validation = (
-            TokenizedExamples(task.examples(split, self.tokenizer), self.tokenizer, tokens)
-            for split in ("training", "validation")
-        )
-        settings_of_texts = ("chat_template", "system_instruction", "validation_share", "train_limit", "seed")
-        self.settings = {"name": task.name, **{name: getattr(task.settings, name) for name in settings_of_texts}}
-        self.hash = task.data_hash()
-        if not len(self.training):
-            raise MuscleError(f"task {task.name}: nothing to train on: lower validation_share, or raise train_limit")
-        if not len(self.validation) and task.settings.validation_share != 0:
-            raise MuscleError(
-                f"task {task.name}: no item can be held out for validation, since items with one prompt stay together: "
-                "raise validation_share, or set it to 0 to keep the last epoch"
-            )
-
-    def load(self, model: TaskModel, trainable: bool = False) -> Any:
-        """A task model that these texts fit, as `load_task_model` loads it."""
-        loaded = load_task_model(model, trainable)
-        self.check_fit(loaded, model.base)
-        return loaded
-
-    def check_fit(self, model: nn.Module, base: Base) -> None:
-        """Refuse texts beyond the base's window, which evaluation cuts and training would not, or its vocabulary."""
-        texts = [*self.training.ids, *self.validation.ids]
-        longest, largest = max(map(len, texts)), max(map(max, texts))
-        window = getattr(model.config, "max_position_embeddings", None)
-        if isinstance(window, int) and longest > window:
-            raise MuscleError(
-                f"a training text has {longest} tokens, and {base.base} a window of {window}: leave such items out of "
-                "the data, or choose a base with a longer window"
-            )
-        rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-        if largest >= rows:
-            raise MuscleError(
-                f"the tokenizer gives token {largest}, and {base.base} knows {rows}: resize its embeddings to its "
-                "tokenizer, or correct the tokenizer"
-            )
+def _unlabelled_texts(
+    old: TaskModel | None,
+    new: TaskModel,
+    task: Task,
+    alignment: AlignmentSettings,
+    evaluation: EvaluationSettings,
+    answers: Path | None,
+    root: Path,
+) -> list[Example]:
+    """Texts of the inputs without labels; what both models answer to them is kept under `root` if it is nowhere yet."""
+    tokenizer = load_tokenizer(new.base)
+    if alignment.texts == "gold" and not answers:
+        assert old
+        answers = answers_folder(root, old, new, task)
+        keep_answers(old, new, task, evaluation, answers)
+    return unlabelled_texts(task, tokenizer, alignment.texts, answers)
 
 
 def _state_folders(
-    destination: Path, models: Mapping[SideName, TaskModel], texts: Texts, alignment: AlignmentSettings
+    root: Path, models: Mapping[SideName, TaskModel], texts: Texts, alignment: AlignmentSettings
 ) -> dict[SideName, Path]:
-    """Where one training keeps states on disk while it is not finished: other models or texts have other folders."""
+    """Where trainings keep states on disk while they are not finished: other models or texts have other folders."""
     folders: dict[SideName, Path] = {}
     for side, model in models.items():
         content = json.dumps([to_builtins(model), texts.digest, alignment.cache_dtype])
         name = f"{side}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-        folders[side] = destination / CHECKPOINTS / "teachers" / name
+        folders[side] = root / name
     return folders
 
 
@@ -259,19 +242,21 @@ def _train_and_save(
     model: PeftModel,
     objective: Objective,
     settings: TrainingSettings,
-    data: _TaskData,
+    data: TaskData,
     destination: Path,
     report: Report,
     models: Sequence[TaskModel],
     record: dict[str, Any],
     flips: Flips | None = None,
+    flips_last: int | None = None,
 ) -> None:
     validation = data.validation if len(data.validation) else None
     checkpoints = destination / CHECKPOINTS
-    result = train(model, objective, settings, data.training, validation, data.collator, checkpoints, report, flips)
+    texts = data.training, validation, data.collator
+    result = train(model, objective, settings, *texts, checkpoints, report, flips, flips_last)
     save_adapter(model, destination)
     if processes().is_main_process:
         record |= {"task": data.settings, "result": to_builtins(result)}
         (destination / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-        origins = provenance(models, {"data": data.hash}, record)
+        origins = provenance(models, data.hashes, record)
         (destination / "provenance.json").write_text(json.dumps(origins, indent=2) + "\n")

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from muscle.errors import MuscleError
 from muscle.update.distributed import processes
-from muscle.update.generation import can_refill, generate_until
+from muscle.update.generation import can_refill, generate
 from muscle.update.load_errors import explained
 from muscle.update.models import device, load_task_model, load_tokenizer
 from muscle.update.packed import PackedLM
@@ -111,7 +111,8 @@ class LocalLM(PackedLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers to requests of (prompt, gen_kwargs), without waiting for the longest of a batch where that can be."""
         if can_refill(self, requests):
-            return generate_until(self, requests, disable_tqdm)
+            asked = [request.args for request in requests]
+            return [answer.text for answer in generate(self, asked, disable_tqdm)]
         answers: list[str] = super().generate_until(requests, disable_tqdm)
         return answers
 

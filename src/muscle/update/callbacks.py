@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +24,8 @@ def validations(state: TrainerState) -> list[dict[str, float]]:
 
 
 def best_epoch(epochs: Sequence[Mapping[str, float]]) -> int:
-    """The first epoch, counted from 1, with fewest flips where they were counted, then lowest cross-entropy."""
-    keys = [(epoch.get("eval_flips", 0.0), epoch["eval_cross_entropy"]) for epoch in epochs]
+    """The first epoch, counted from 1, with fewest flips, then lowest cross-entropy; uncounted flips are most."""
+    keys = [(epoch.get("eval_flips", math.inf), epoch["eval_cross_entropy"]) for epoch in epochs]
     return keys.index(min(keys)) + 1
 
 

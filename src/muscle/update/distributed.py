@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
 from muscle.update.models import device
-from muscle.update.tasks import IGNORED
+from muscle.update.tokenized import IGNORED
 
 Item = dict[str, Tensor]
 Collator = Callable[[list[Item]], Item]
@@ -64,18 +64,19 @@ def over_processes(values: Sequence[float], where: torch.device) -> list[float]:
 class SharedLoader(DataLoader[Item]):
     """This process's batches of a data set: those of one process with as many times the batch size, dealt out.
 
-    Texts of like length share a batch, so that it is padded less, where that changes no optimiser step: among the texts
-    of one step, those of a pool of steps, or all where there are no steps.
+    Items are dealt out, each with all of its texts; an item is one text where the data set says nothing else. Items of
+    like length share a batch, so that it is padded less, where that changes no optimiser step: among the items of one
+    step, those of a pool of steps, or all where there are no steps. The length of an item is that of its longest text.
 
     Args:
         data: The whole data set, the same in every process. The lengths of its texts are those of its `ids`, where it
-            has them.
-        batch_size: Texts per process.
+            has them, and the texts of each item those of its `items`.
+        batch_size: Items per process.
         collator: Turns items into a padded batch.
-        seed: Decides, with the epoch, which texts make up each step. None is for a data set that is only gone through:
-            its texts are sorted by length.
+        seed: Decides, with the epoch, which items make up each step. None is for a data set that is only gone through:
+            its items are sorted by length.
         accumulation: Batches per optimiser step.
-        length_pool: Steps whose texts are sorted by length together, then cut into steps in random order.
+        length_pool: Steps whose items are sorted by length together, then cut into steps in random order.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class SharedLoader(DataLoader[Item]):
         assert isinstance(data, Sized)
         ids = getattr(data, "ids", None)
         lengths = [0] * len(data) if ids is None else [len(text) for text in ids]
-        self._batches = _Batches(lengths, batch_size, seed, *process(), accumulation, length_pool)
+        items = getattr(data, "items", None) or [[text] for text in range(len(data))]
+        longest = [max(lengths[text] for text in texts) for texts in items]
+        self._batches = _Batches(longest, batch_size, seed, *process(), accumulation, length_pool, texts=items)
         super().__init__(
             _WithSilent(data),
             batch_sampler=self._batches,
@@ -108,6 +111,7 @@ class _Batches:
     """Positions of one process's texts, batch by batch; -1 - i is text i without targets."""
 
     lengths: Sequence[int]
+    """Of each item."""
     batch_size: int
     seed: int | None
     process: int
@@ -115,6 +119,8 @@ class _Batches:
     accumulation: int = 1
     length_pool: int = 1
     epoch: int = 0
+    texts: Sequence[Sequence[int]] | None = None
+    """Of each item; None: item i is text i."""
 
     def __len__(self) -> int:
         return -(-len(self.lengths) // (self.batch_size * self.processes))
@@ -123,10 +129,14 @@ class _Batches:
         order = self._order()
         for start in range(0, len(order), self.batch_size * self.processes):
             mine = start + self.process * self.batch_size
-            yield order[mine : mine + self.batch_size] or [-1 - order[start]]
+            texts = [text for item in order[mine : mine + self.batch_size] for text in self._texts(item)]
+            yield texts or [-1 - self._texts(order[start])[0]]
+
+    def _texts(self, item: int) -> Sequence[int]:
+        return [item] if self.texts is None else self.texts[item]
 
     def _order(self) -> list[int]:
-        """All texts; which processes there are shows only in how many texts a step has."""
+        """All items; which processes there are shows only in how many a step has."""
         if self.seed is None:
             return self._longest_first(range(len(self.lengths)))
         rng = np.random.default_rng((self.seed, self.epoch))
@@ -134,16 +144,16 @@ class _Batches:
         if self.accumulation * self.length_pool == 1:
             return order
         step = self.batch_size * self.processes * self.accumulation
-        whole = len(order) - len(order) % step  # the last step, where texts are left, stays as it was drawn
+        whole = len(order) - len(order) % step  # the last step, where items are left, stays as it was drawn
         steps: list[list[int]] = []
         for start in range(0, whole, step * self.length_pool):
             pool = self._longest_first(order[start : min(start + step * self.length_pool, whole)])
             cut = [pool[first : first + step] for first in range(0, len(pool), step)]
             steps += [cut[i] for i in rng.permutation(len(cut))]
-        return [text for texts in (*steps, self._longest_first(order[whole:])) for text in texts]
+        return [item for items in (*steps, self._longest_first(order[whole:])) for item in items]
 
-    def _longest_first(self, texts: Sequence[int]) -> list[int]:
-        return sorted(texts, key=lambda text: -self.lengths[text])
+    def _longest_first(self, items: Sequence[int]) -> list[int]:
+        return sorted(items, key=lambda item: -self.lengths[item])
 
 
 @dataclass

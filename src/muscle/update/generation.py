@@ -38,7 +38,7 @@ _WITHOUT_EFFECT = {"bos_token_id", "eos_token_id", "pad_token_id", "max_length",
 
 
 def can_refill(lm: HFLM, requests: Sequence[Instance]) -> bool:
-    """Whether `generate_until` below can serve the requests; what it cannot, HFLM's own can.
+    """Whether `generate` below can serve the requests; what it cannot, HFLM's own can.
 
     It cannot where generating is more than the settings in `ROWWISE` (beams, a minimal length, ...), where a subclass
     of HFLM generates in its own way, and where the model keeps another cache than the keys and values of each token.
@@ -68,38 +68,48 @@ def _cache_is_by_token(lm: HFLM) -> bool:
     return is_by_token(cache) and cache.get_seq_length() == 1
 
 
-def generate_until(lm: HFLM, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-    """The answers to requests of (prompt, gen_kwargs), as HFLM gives them to each request alone.
+@dataclass(frozen=True)
+class Generated:
+    """An answer."""
+
+    tokens: list[int]
+    """At least one; the last of them ended it, by a stop string, an end of text, or their number."""
+    text: str
+    """What an evaluation sees."""
+
+
+def generate(lm: HFLM, asked: Sequence[tuple[str, dict[str, Any]]], disable_tqdm: bool = False) -> list[Generated]:
+    """The answers to pairs of a prompt and its gen_kwargs, as HFLM gives them to each alone.
 
     In larger batches HFLM goes on with a row that has met a stop string until the others have, and what it then makes
     of the row can depend on them: where a stop string is a special token, or overlaps another one.
 
     Args:
         lm: A model for which `can_refill`; its batch size is the number of rows at a time.
-        requests: Those with the same gen_kwargs are generated together, long prompts first.
+        asked: Those with the same gen_kwargs are generated together, long prompts first.
         disable_tqdm: Whether to show no progress.
 
     Raises:
         MuscleError: max_gen_toks leaves no room for a prompt.
     """
     ordered = Collator(
-        [request.args for request in requests],
+        list(asked),
         sort_fn=lambda args: (-len(lm.tok_encode(args[0])), args[0]),
         group_by="gen_kwargs",
     )
     size = lm._detect_batch_size() if lm.batch_size == "auto" else lm.batch_size
-    answers: list[str] = []
-    with tqdm(total=len(requests), disable=disable_tqdm or lm.rank != 0, desc="Running generate_until requests") as bar:
-        for group in ordered.get_batched(n=len(requests)):
+    answers: list[Generated] = []
+    with tqdm(total=len(asked), disable=disable_tqdm or lm.rank != 0, desc="Running generate_until requests") as bar:
+        for group in ordered.get_batched(n=len(asked)):
             settings = group[0][1]
             generation = _Generation.of(lm, settings)
-            texts = [""] * len(group)
+            found = [Generated([], "")] * len(group)
             for place, tokens in generation.run([context for context, _ in group], size):
-                texts[place] = generation.text(tokens)
-                lm.cache_hook.add_partial("generate_until", (group[place][0], settings), texts[place])
+                found[place] = Generated(tokens, generation.text(tokens))
+                lm.cache_hook.add_partial("generate_until", (group[place][0], settings), found[place].text)
                 bar.update(1)
-            answers += texts
-    in_order: list[str] = ordered.get_original(answers)
+            answers += found
+    in_order: list[Generated] = ordered.get_original(answers)
     return in_order
 
 

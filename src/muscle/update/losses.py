@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 LEAST_ROWS = 64
 """At a time: with fewer, reading the head's weights takes longer than multiplying by them."""
+LARGEST = 10
+"""Logits of a teacher that `logit_difference` compares."""
 LOGITS_AT_A_TIME = {"cpu": 2**22, "gpu": 2**26}
 """As many as stay near a CPU's caches (16 MB in float32), and keep a GPU busy (256 MB)."""
 
@@ -49,18 +51,40 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     return functional.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
 
 
+def logit_difference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Half the mean squared difference between the K largest logits of a teacher and the student's there, row by row.
+
+    Logit-difference inhibition (ELODI: Zhao et al. 2022, section 3.2), without its margin. What is added to all
+    logits of a row means nothing, so both sets are centred first.
+
+    Args:
+        student: logits (n, V).
+        teacher: logits (n, V).
+
+    Returns:
+        Numbers (n,), at least 0.
+    """
+    _, difference = _at_largest(_wide(student), _wide(teacher))
+    return difference.square().mean(-1) / 2
+
+
+Distance = Literal["divergence", "logits"]
+
+
 @dataclass(frozen=True)
 class Aim:
     """What rows of a student's logits (n, V) are drawn to."""
 
     targets: Tensor
     """Token ids (n,)."""
-    ce_share: float = 1.0
-    """Factor of the cross-entropy."""
+    ce_share: float | Tensor = 1.0
+    """Factor of the cross-entropy; a tensor (n,) has one for each row."""
     teacher: Tensor | None = None
-    """Logits (n, S) of the teacher that rules, S <= V: the divergence sees the first S rows of the vocabulary."""
-    divergence_share: float = 0.0
-    """Factor of the divergence."""
+    """Logits (n, S) of the teacher that rules, S <= V: the distance sees the first S rows of the vocabulary."""
+    distance: Distance = "divergence"
+    """From the teacher: `divergence`, or `logit_difference` without a temperature."""
+    distance_share: float | Tensor = 0.0
+    """Factor of the distance; a tensor (n,) has one for each row."""
     temperature: float = 1.0
     """T of both softmaxes of the divergence."""
     noted: dict[str, Tensor] = field(default_factory=dict)
@@ -72,7 +96,7 @@ Take = Callable[[Tensor, slice], Aim]
 
 
 def loss_of_rows(states: Tensor, head: Callable[[Tensor], Tensor], take: Take) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy and divergence, each times its share, summed over rows, chunk by chunk.
+    """Cross-entropy and distance from a teacher, each times its share, summed over rows, chunk by chunk.
 
     One product with the head makes a chunk's logits, and another one their gradient's way back to the hidden states,
     at once, so that no logits are kept. A head that is trained itself needs its logits again in the backward pass.
@@ -84,7 +108,7 @@ def loss_of_rows(states: Tensor, head: Callable[[Tensor], Tensor], take: Take) -
         take: Called for each chunk once (again in the backward pass if the head is trained), without gradient.
 
     Returns:
-        Sum in nats; by name, without a graph and each (n,): `cross_entropy`, `divergence` if there are teachers, and
+        Sum in nats; by name, without a graph and each (n,): `cross_entropy`, `distance` if there are teachers, and
         what was noted.
     """
     learns = torch.is_grad_enabled()
@@ -143,29 +167,64 @@ def _by_hand(logits: Tensor, aim: Aim, learns: bool) -> tuple[dict[str, Tensor],
     """The rows' losses, and the gradient of their sum with respect to the logits, in as few passes as torch allows."""
     z = _wide(logits)
     gradient = None
-    if learns and aim.ce_share:
+    if learns and _counts(aim.ce_share):
         q, log_sum = _softmax(z)
-        gradient = q.mul_(aim.ce_share)  # d/dz -log softmax(z)[y] = softmax(z) - onehot(y)
-        gradient.scatter_add_(-1, aim.targets[:, None], gradient.new_full((len(z), 1), -aim.ce_share))
+        gradient = q.mul_(_column(aim.ce_share))  # d/dz -log softmax(z)[y] = softmax(z) - onehot(y)
+        gradient.scatter_add_(-1, aim.targets[:, None], -_column(aim.ce_share) * gradient.new_ones(len(z), 1))
     else:
         log_sum = z.logsumexp(-1)
     by_row = {"cross_entropy": log_sum - z.gather(-1, aim.targets[:, None])[:, 0]}
     by_row["loss"] = aim.ce_share * by_row["cross_entropy"]
     if aim.teacher is not None:
         shared, all_rows = aim.teacher.shape[-1], z.shape[-1]
-        z, t = z[:, :shared] / aim.temperature, _wide(aim.teacher) / aim.temperature
-        (q, log_sum), (p, teacher_log_sum) = _softmax(z), _softmax(t)
-        # sum_v p_v (log p_v - log q_v), of which rounding may leave less than nothing
-        by_row["divergence"] = (t.sub_(z).mul_(p).sum(-1) - teacher_log_sum + log_sum).clamp(min=0)
-        by_row["loss"] = by_row["loss"] + aim.divergence_share * by_row["divergence"]
-        if learns:
-            # d/dz KL(p || softmax(z / T)) = (softmax(z / T) - p) / T
-            towards = q.sub_(p).mul_(aim.divergence_share / aim.temperature)
+        measured = _divergence_by_hand if aim.distance == "divergence" else _logit_difference_by_hand
+        by_row["distance"], towards = measured(z[:, :shared], _wide(aim.teacher), aim, learns)
+        by_row["loss"] = by_row["loss"] + aim.distance_share * by_row["distance"]
+        if towards is not None:
             if gradient is not None:
                 gradient[:, :shared] += towards
             else:
                 gradient = towards if shared == all_rows else functional.pad(towards, (0, all_rows - shared))
+    if learns and gradient is None:
+        gradient = torch.zeros_like(z)
     return {**by_row, **aim.noted}, None if gradient is None else gradient.to(logits.dtype)
+
+
+def _divergence_by_hand(z: Tensor, t: Tensor, aim: Aim, learns: bool) -> tuple[Tensor, Tensor | None]:
+    """`divergence`, and its share's gradient with respect to the student's logits z."""
+    z, t = z / aim.temperature, t / aim.temperature
+    (q, log_sum), (p, teacher_log_sum) = _softmax(z), _softmax(t)
+    # sum_v p_v (log p_v - log q_v), of which rounding may leave less than nothing
+    by_row = (t.sub_(z).mul_(p).sum(-1) - teacher_log_sum + log_sum).clamp(min=0)
+    # d/dz KL(p || softmax(z / T)) = (softmax(z / T) - p) / T
+    return by_row, q.sub_(p).mul_(_column(aim.distance_share) / aim.temperature) if learns else None
+
+
+def _logit_difference_by_hand(z: Tensor, t: Tensor, aim: Aim, learns: bool) -> tuple[Tensor, Tensor | None]:
+    """`logit_difference`, and its share's gradient with respect to the student's logits z."""
+    largest, difference = _at_largest(z, t)
+    by_row = difference.square().mean(-1) / 2
+    if not learns:
+        return by_row, None
+    # the difference is centred, so that centring again changes nothing
+    towards = difference * _column(aim.distance_share) / difference.shape[-1]
+    return by_row, torch.zeros_like(z).scatter_(-1, largest, towards)
+
+
+def _at_largest(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the teacher's largest logits are, (n, K), and what the student's are above them when both are centred."""
+    theirs, largest = teacher.topk(min(LARGEST, teacher.shape[-1]))
+    difference = student.gather(-1, largest) - theirs
+    return largest, difference - difference.mean(-1, keepdim=True)
+
+
+def _counts(share: float | Tensor) -> bool:
+    return isinstance(share, Tensor) or share != 0
+
+
+def _column(share: float | Tensor) -> float | Tensor:
+    """To multiply (n, V) by."""
+    return share[:, None] if isinstance(share, Tensor) else share
 
 
 def _differentiable(
@@ -177,11 +236,15 @@ def _differentiable(
         with torch.no_grad():
             aim = take(logits.detach(), rows)
         by_row = {"cross_entropy": cross_entropy(logits, aim.targets)}
-        total = aim.ce_share * by_row["cross_entropy"].sum()
+        total = (aim.ce_share * by_row["cross_entropy"]).sum()
         if aim.teacher is not None:
             student = logits[:, : aim.teacher.shape[-1]]
-            by_row["divergence"] = divergence(student, aim.teacher, aim.temperature)
-            total = total + aim.divergence_share * by_row["divergence"].sum()
+            by_row["distance"] = (
+                divergence(student, aim.teacher, aim.temperature)
+                if aim.distance == "divergence"
+                else logit_difference(student, aim.teacher)
+            )
+            total = total + (aim.distance_share * by_row["distance"]).sum()
     return total, {name: column.detach() for name, column in {**by_row, **aim.noted}.items()}
 
 

@@ -2,9 +2,10 @@
 
 checks/<task>               how many items a task has
 bases/old, bases/new        where they are pretrained from scratch
+teachers/<task>/answers     what old and new together answer to inputs without labels, where gold texts are learnt from
 teachers/<task>/<model>     what old and new say of the training texts, where that is kept on disk
 adapters/<task>/<model>     old, new, reseeded, and each method and trained control
-logs/<task>/<model>         lm-eval's samples logs, of the same models and the ensemble
+logs/<task>/<model>         lm-eval's samples logs, of the same models and of both together
 models/<task>/<method>      what is handed on: the compatibility adapter with its model card
 """
 
@@ -14,7 +15,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from muscle.recipes import PROJECT_TASKS
 from muscle.update import stages
@@ -24,6 +25,7 @@ from muscle.update.recipe import (
     TASK_GROUPS,
     AlignmentSettings,
     Recipe,
+    Reference,
     Side,
     SideName,
     Split,
@@ -33,6 +35,8 @@ from muscle.update.recipe import (
 
 RESEED = 1000
 """Added to the seed of the new adapter that is trained again: the flips that nothing but chance makes."""
+ANSWERING = ("backend", "backend_args", "batch_size")
+"""Keys of `EvaluationSettings` that decide how inputs without labels are answered."""
 
 
 class Plan:
@@ -71,15 +75,21 @@ class Plan:
 
     def _check_stages(self) -> list[Stage]:
         """What finds a mistake in a task before hours of training do."""
-        return [
-            Stage(
-                f"checks/{task}",
-                stages.check_task,
-                {"task": self._tasks[task], "backend": self._recipe.evaluation_of(task).backend},
-                self._tasks_folder(),
-            )
-            for task in self._recipe.tasks
-        ]
+        plan = []
+        for task in self._recipe.tasks:
+            chosen = self._tasks[task]
+            settings: dict[str, Any] = {"backend": self._recipe.evaluation_of(task).backend}
+            for alignment in self._learning(task):
+                chosen = self._with_inputs(chosen, alignment)
+                settings |= {"unlabelled": True} if alignment.unlabelled else {}
+                settings |= {"choices": True} if alignment.texts == "choices" else {}
+            plan.append(Stage(f"checks/{task}", stages.check_task, {"task": chosen, **settings}, self._tasks_folder()))
+        return plan
+
+    def _learning(self, task: str) -> list[AlignmentSettings]:
+        """What the methods and controls that read teachers learn from."""
+        found = (self._recipe.alignment_of(task, method) for method in self._recipe.aligned)
+        return [alignment for alignment in found if alignment.weight]
 
     def base_stages(self) -> list[Stage]:
         """The tokenizer and the bases that are pretrained from scratch."""
@@ -119,58 +129,79 @@ class Plan:
     def alignment_stage(self, task: str, method: str) -> Stage:
         """A compatibility adapter or a trained control."""
         alignment, training = self._recipe.alignment_of(task, method), self._recipe.alignment_training_of(task)
-        flips = training.select_by == "flips"
+        flips = training.select_by == "flips" or alignment.search is not None
         fresh = self._sides["new"].adapters.get(task, "") is None
-        reads_old = alignment.weight or flips
+        reads_old = "old" in alignment.teachers or _reads_answers(alignment) or flips
         sides: tuple[SideName, ...] = ("old", "new") if reads_old else ("new",)
         settings: dict[str, Any] = {side: self._model(side, task) for side in sides}
         settings |= {  # what this method does not read is left out, so that it can change
-            "task": self._tasks[task] if reads_old else self._without_shots(task),
+            "task": self._with_inputs(self._tasks[task] if reads_old else self._without_shots(task), alignment),
             "alignment": alignment.as_dict() if alignment.weight else {"weight": None},
             "lora": self._recipe.lora_of(task).as_dict() if fresh else {},
             "training": training.as_dict(),
-            "evaluation": self._recipe.evaluation_of(task).as_dict() if flips else {},
+            "evaluation": self._recipe.evaluation_of(task).as_dict() if flips else self._answering(task, alignment),
         }
         return Stage(f"adapters/{task}/{method}", stages.align, settings, self._inputs(task, sides))
 
     def _taught(self, task: str, method: str) -> Stage:
-        """An alignment stage that reads its teachers' states from the stages that keep them."""
+        """An alignment stage that reads its teachers' states and answers from the stages that keep them."""
         stage, alignment = self.alignment_stage(task, method), self._recipe.alignment_of(task, method)
-        if alignment.teacher_cache != "disk":
+        if alignment.search:  # which reads several texts
             return stage
-        kept = {f"{side}_states": _states_folder(task, side, alignment) for side in alignment.teachers}
+        kept = _answers_folder(task, alignment)
+        if alignment.teacher_cache == "disk":
+            kept |= {f"{side}_states": _states_folder(task, side, alignment) for side in alignment.teachers}
         return replace(stage, inputs={**stage.inputs, **kept})
 
     def _teacher_stages(self, task: str) -> list[Stage]:
-        """Each teacher that is kept on disk, once for all methods and controls that read it."""
-        stages = {}
-        for method in self._recipe.aligned:
-            alignment = self._recipe.alignment_of(task, method)
-            for side in alignment.teachers if alignment.teacher_cache == "disk" else ():
-                stage = self._teacher_stage(task, side, alignment)
-                stages[stage.name] = stage
-        return list(stages.values())
+        """Answers, and each teacher that is kept on disk, once for all methods and controls that read them."""
+        found: dict[str, Stage] = {}
+        for alignment in self._learning(task):
+            if alignment.search:
+                continue
+            needed = [self._answers_stage(task, alignment)] if _reads_answers(alignment) else []
+            sides = alignment.teachers if alignment.teacher_cache == "disk" else ()
+            needed += [self._teacher_stage(task, side, alignment) for side in sides]
+            found |= {stage.name: stage for stage in needed}
+        return list(found.values())
+
+    def _answers_stage(self, task: str, alignment: AlignmentSettings) -> Stage:
+        """What both task models together answer to inputs without labels."""
+        both: tuple[SideName, ...] = ("old", "new")
+        settings: dict[str, Any] = {
+            "task": self._with_inputs(self._tasks[task], alignment),  # shots, too, must be tokenized alike
+            "evaluation": self._answering(task, alignment),
+            **{side: self._model(side, task) for side in both},
+        }
+        (name,) = _answers_folder(task, alignment).values()
+        return Stage(name, stages.answer, settings, self._inputs(task, both))
 
     def _teacher_stage(self, task: str, side: SideName, alignment: AlignmentSettings) -> Stage:
         """What the old or the new task model says of the training texts, which are in the new one's tokens."""
-        settings = {
-            "task": self._without_shots(task),
+        settings: dict[str, Any] = {
+            "task": self._with_inputs(self._without_shots(task), alignment),
             "tokens": self._recipe.alignment_training_of(task).tokens,
             "kept": alignment.cache_dtype,
             "new": self._model("new", task if side == "new" else None),
         }
         if side == "old":
             settings["old"] = self._model("old", task)
-        inputs = self._inputs(task, (side,)) | self._produced_as("new_base", "new")
+        if alignment.texts != "gold":
+            settings["texts"] = alignment.texts
+        if alignment.unlabelled:
+            settings["unlabelled"] = True
+        inputs = self._inputs(task, (side,)) | self._produced_as("new_base", "new") | _answers_folder(task, alignment)
         return Stage(_states_folder(task, side, alignment), stages.teach, settings, inputs)
 
     def evaluation_stage(self, task: str, model: str, split: Split = "test", folder: str = "logs") -> Stage:
-        """The evaluation log of one task model, or of the ensemble."""
+        """The evaluation log of one task model, or of both together."""
         name, evaluation = f"{folder}/{task}/{model}", self._recipe.evaluation_of(task).as_dict()
         settings: dict[str, Any] = {"task": self._tasks[task], "evaluation": evaluation, "split": split}
-        if model == "ensemble":
+        if model in get_args(Reference):
             both: tuple[SideName, ...] = ("old", "new")
             settings |= {side: self._model(side, task) for side in both}
+            if model != "ensemble":  # whose record names no model
+                settings["name"] = model
             return Stage(name, stages.evaluate_ensemble, settings, self._inputs(task, both))
         side: SideName = "old" if model == "old" else "new"
         inputs = self._produced_as("base", side) | self._tasks_folder()
@@ -211,6 +242,18 @@ class Plan:
         whole = self._tasks[task]
         return {**whole, "settings": {**whole["settings"], "num_fewshot": 0}}
 
+    def _with_inputs(self, task: dict[str, Any], alignment: AlignmentSettings) -> dict[str, Any]:
+        """A task with the name of its inputs without labels, where these are learnt from, or may be by a search."""
+        name = self._recipe.tasks[task["name"]].unlabelled
+        if not (alignment.unlabelled or (alignment.search and name)) or not alignment.weight:
+            return task
+        return {**task, "settings": {**task["settings"], "unlabelled": name}}
+
+    def _answering(self, task: str, alignment: AlignmentSettings) -> dict[str, Any]:
+        """What decides how both models together answer inputs without labels."""
+        evaluation = self._recipe.evaluation_of(task).as_dict()
+        return {name: evaluation[name] for name in ANSWERING} if _reads_answers(alignment) else {}
+
     def _model(self, side: SideName, task: str | None = None) -> dict[str, Any]:
         """A side's base, and its adapter for the task if that is there already; None is what a stage writes."""
         chosen = self._sides[side]
@@ -243,8 +286,20 @@ class Plan:
 
 
 def _states_folder(task: str, side: SideName, alignment: AlignmentSettings) -> str:
-    """Name of the stage that keeps a teacher's states."""
-    return f"teachers/{task}/{side}" + ("" if alignment.cache_dtype == "auto" else f"-{alignment.cache_dtype}")
+    """Name of the stage that keeps a teacher's states, with that of its texts where they are not just the gold ones."""
+    kind = [alignment.texts] * (alignment.texts != "gold") + ["unlabelled"] * alignment.unlabelled
+    dtype = [alignment.cache_dtype] * (alignment.cache_dtype != "auto")
+    return "-".join([f"teachers/{task}/{side}", *kind, *dtype])
+
+
+def _reads_answers(alignment: AlignmentSettings) -> bool:
+    """Whether texts of inputs without labels are what both task models answer."""
+    return alignment.weight is not None and alignment.unlabelled and alignment.texts == "gold"
+
+
+def _answers_folder(task: str, alignment: AlignmentSettings) -> dict[str, str]:
+    """Keyword and name of the stage that keeps what both models answer, where that is learnt from."""
+    return {"answers": f"teachers/{task}/answers"} if _reads_answers(alignment) else {}
 
 
 def _files_digest(definitions: Iterable[Path], data: Path | None) -> str:

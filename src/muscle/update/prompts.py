@@ -1,7 +1,8 @@
-"""One item of an lm-eval task as training text: the very prompt of its evaluation, and the gold continuation."""
+"""One item of an lm-eval task as training texts: the very prompt of its evaluation, and what may follow it."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import lm_eval.utils
 from jinja2 import TemplateError
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.api.utils import maybe_delimit
 from transformers import PreTrainedTokenizerBase
@@ -26,6 +28,11 @@ class Example:
 
     context: str
     answer: str
+    item: int | None = None
+    """Number of the question, which several texts may share; below zero where its label was not read. None: this text
+    is alone."""
+    right: bool = True
+    """Whether it is the gold text; of several right answers the first is."""
 
 
 def render(
@@ -38,10 +45,39 @@ def render(
     Raises:
         MuscleError: The item has no gold answer, or is not text.
     """
-    if task.config.doc_to_image or task.config.doc_to_audio:
-        raise MuscleError("its prompt holds more than text")
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return Example("", str(task.doc_to_target(doc)))
+    asked = requests(task, doc, system_instruction, chat)
+    if task.OUTPUT_TYPE == "generate_until":
+        return Example(asked[0].args[0], _generated(task, doc, chat is not None))
+    return Example(*asked[_gold(task, doc) if task.OUTPUT_TYPE == "multiple_choice" else 0].args[:2])
+
+
+def render_choices(
+    task: ConfigurableTask, doc: dict[str, Any], item: int, system_instruction: str | None, chat: ChatTemplate | None
+) -> list[Example]:
+    """One item of multiple choice as the texts that lm-eval scores, one for each choice and in their order.
+
+    Raises:
+        MuscleError: The item has no gold answer, or is not text.
+    """
+    gold = _gold(task, doc)
+    return [
+        Example(request.args[0], request.args[1], item, right=choice == gold)
+        for choice, request in enumerate(requests(task, doc, system_instruction, chat))
+    ]
+
+
+def requests(
+    task: ConfigurableTask, doc: dict[str, Any], system_instruction: str | None, chat: ChatTemplate | None
+) -> list[Instance]:
+    """What lm-eval asks a model about an item without shots: one request, or one for each choice.
+
+    Raises:
+        MuscleError: The item is not text.
+    """
+    if task.config.doc_to_image or task.config.doc_to_audio:
+        raise MuscleError("its prompt holds more than text")
     context = task.fewshot_context(
         doc,
         num_fewshot=0,
@@ -51,14 +87,19 @@ def render(
         chat_template=chat,
         gen_prefix=task.doc_to_prefix(doc),
     )
-    if task.OUTPUT_TYPE == "generate_until":
-        return Example(context, _generated(task, doc, chat is not None))
-    # What lm-eval scores: for each choice, context and continuation.
-    requests = task.construct_requests(
-        doc, context, apply_chat_template=chat is not None, metadata=(task.task_name, 0, 1)
-    )
-    request = requests[_gold(task, doc)] if isinstance(requests, list) else requests
-    return Example(*request.args[:2])
+    asked = task.construct_requests(doc, context, apply_chat_template=chat is not None, metadata=(task.task_name, 0, 1))
+    # With acc_mutual_info the choices without context follow.
+    return asked[: len(task.doc_to_choice(doc))] if isinstance(asked, list) else [asked]
+
+
+def without_labels(task: ConfigurableTask) -> ConfigurableTask:
+    """A copy of the task whose prompts and choices are made without a look at the label, which items may then lack."""
+    blind = copy.copy(task)
+    if task.multiple_input:  # the text is the number of the gold choice, the target what follows each choice
+        blind.doc_to_text = lambda *_: 0
+    else:
+        blind.doc_to_target = lambda *_: None
+    return blind
 
 
 def _gold(task: ConfigurableTask, doc: dict[str, Any]) -> int:
@@ -79,9 +120,14 @@ def _generated(task: ConfigurableTask, doc: dict[str, Any], chat: bool) -> str:
         raise MuscleError("it has no answer")
     if task.config.doc_to_choice is not None and isinstance(target, int):
         target = task.doc_to_choice(doc)[target]
+    return delimited(task, doc, str(target), chat)
+
+
+def delimited(task: ConfigurableTask, doc: dict[str, Any], answer: str, chat: bool) -> str:
+    """A generated answer with what parts it from the prompt in lm-eval's few-shot examples."""
     if prefix := task.doc_to_prefix(doc):
-        return str(maybe_delimit(prefix, str(target)))[len(prefix) :]
-    return f"{'' if chat else task.config.target_delimiter}{target}"
+        return str(maybe_delimit(prefix, answer))[len(prefix) :]
+    return f"{'' if chat else task.config.target_delimiter}{answer}"
 
 
 def _first(target: Any) -> Any:

@@ -32,6 +32,8 @@ WeightName = Literal[
     "old_right_item_else_mixture",
     "likelier",
 ]
+MIXTURES = ("mixture", "old_right_else_mixture", "old_right_item_else_mixture")
+"""The weights that are 1 everywhere with an old_share of 1."""
 EmphasisName = Literal["focal", "constrained", "old_likelihood"]
 
 
@@ -191,15 +193,17 @@ class SearchSettings(Settings, frozen=True, kw_only=True):
     """How `--method auto` chooses a compatibility adapter on the validation items."""
 
     budget: Annotated[float, msgspec.Meta(ge=1)] = 4.0
-    """Optimiser steps of the whole search, in units of one alignment with the training settings at hand."""
+    """Training tokens of the whole search, in units of one alignment with the settings at hand on gold texts."""
     aim: Literal["nfr", "relative_nfr"] = "nfr"
     """What is to be small: the negative flip rate, or that in proportion to what independent errors would give."""
     floor: float = 1.0
     """By how many standard errors of the paired difference the accuracy may lie below the new task model's."""
-    old_shares: tuple[Share, ...] = (1.0, 0.8, 0.6, 0.4)
+    old_shares: tuple[Share, ...] = (0.8, 0.6, 0.4, 1.0)
     """Candidates of old_share."""
     ce_shares: tuple[Share, ...] = (0.0, 0.3)
     """Candidates of ce_share."""
+    lengths: tuple[Share, ...] = (0.25, 0.5, 1.0)
+    """Of the full training, rising to 1: many candidates are trained for the first, the best of them for the next."""
 
 
 class AlignmentSettings(Settings, frozen=True, kw_only=True):
@@ -219,8 +223,8 @@ class AlignmentSettings(Settings, frozen=True, kw_only=True):
     """What is compared with the teacher: each token's distribution, or, of multiple choice, the distribution over an
     item's choices by their total log-likelihoods (which needs texts: choices)."""
     distance: Literal["divergence", "logits"] = "divergence"
-    """KL divergence from the teacher, or half the squared distance from its ten largest logits, each set of them
-    centred (logit-difference inhibition)."""
+    """From the teacher: the KL divergence, or half the mean squared difference of its ten largest logits, centred
+    (logit-difference inhibition)."""
     emphasis: EmphasisName | None = None
     """How many times a token's distance from the teacher counts: a function of `muscle.update.weights`; null: once."""
     focal_beta: Positive = 5.0
@@ -245,11 +249,33 @@ class AlignmentSettings(Settings, frozen=True, kw_only=True):
         """The task models that are ever read."""
         if self.weight is None:
             return ()
-        if self.weight == "always_old" or (self.weight == "mixture" and self.old_share == 1):
+        if self.weight == "always_old" or (self.weight in MIXTURES and self.old_share == 1):
             return ("old",)
         if self.weight == "mixture" and self.old_share == 0 and self.emphasis is None:
             return ("new",)
         return ("old", "new")
+
+
+def check_alignment(settings: AlignmentSettings) -> str | None:
+    """What settings that are in order one by one make no sense together, and what to do; None: they do.
+
+    The first word is the key at fault.
+    """
+    if settings.weight is None:
+        for key in ("emphasis", "level", "distance"):
+            if getattr(settings, key) != getattr(AlignmentSettings(), key):
+                return f"{key} is about teachers, and weight: null has none; name a weight, or leave {key} out"
+        return None
+    if settings.level == "choice":
+        if settings.texts == "gold":
+            return "level: choice compares the choices of an item, and texts: gold is one of them; set texts to choices"
+        if settings.emphasis:
+            return "emphasis is of tokens, and level: choice compares choices; leave one of them out"
+        if settings.distance == "logits":
+            return "distance: logits is of tokens, and level: choice compares choices; leave one of them out"
+    if settings.distance == "logits" and settings.squared_temperature:
+        return "squared_temperature is of the divergence, and distance: logits has no temperature; leave one out"
+    return None
 
 
 class EvaluationSettings(Settings, frozen=True, kw_only=True):
@@ -307,7 +333,9 @@ class TaskSettings(Settings, frozen=True, kw_only=True):
 TASK_GROUPS = ("lora", "training", "alignment", "alignment_training", "evaluation")
 """Keys of `TaskSettings` that override the recipe's."""
 
-Control = Literal["cross_entropy", "old_teacher", "reseeded", "ensemble"]
+Reference = Literal["ensemble", "reranked", "gated"]
+"""The controls that need both task models at inference: what one model is held to."""
+Control = Literal["cross_entropy", "old_teacher", "reseeded", Reference]
 
 
 class Recipe(Settings, frozen=True, kw_only=True):
@@ -330,7 +358,8 @@ class Recipe(Settings, frozen=True, kw_only=True):
     """Compatibility adapters to train, by name, each with the keys of `alignment` that it changes; {}: measure only."""
     controls: tuple[Control, ...] = ("cross_entropy",)
     """What the methods are held against: the same steps of cross-entropy, distilling the old model only, the new
-    adapter trained with another seed, both models together at inference."""
+    adapter trained with another seed; and with both models at inference their mean (ensemble), the old one ranking
+    answers of the new one (reranked), and the answer of the surer one (gated)."""
     lora: LoraSettings = LoraSettings()
     """Shape of adapters; a compatibility adapter has that of the task adapter where it starts."""
     training: TrainingSettings = TrainingSettings()
@@ -374,9 +403,10 @@ class Recipe(Settings, frozen=True, kw_only=True):
         return merged(self.evaluation, self.tasks[task].evaluation)
 
 
+_PLAIN = {"texts": "gold", "unlabelled": False, "level": "token", "distance": "divergence", "emphasis": None}
 CONTROL_ALIGNMENTS: dict[str, Mapping[str, Any]] = {
-    "cross_entropy": {"weight": None},
-    "old_teacher": {"weight": "always_old", "ce_share": 0.0},
+    "cross_entropy": {**_PLAIN, "weight": None},
+    "old_teacher": {**_PLAIN, "weight": "always_old", "ce_share": 0.0},
 }
 """The controls that train an adapter as methods do."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import msgspec
 import yaml  # type: ignore[import-untyped]
@@ -14,6 +15,7 @@ import yaml  # type: ignore[import-untyped]
 from muscle.errors import MuscleError
 from muscle.update.recipe import (
     AlignmentSettings,
+    Control,
     EvaluationSettings,
     LoraSettings,
     Recipe,
@@ -23,13 +25,14 @@ from muscle.update.recipe import (
     Side,
     TaskSettings,
     TrainingSettings,
+    check_alignment,
 )
 from muscle.update.report.paper import TABLE_9
 
 KeyPath = tuple[str, ...]
 """The keys from the top of a recipe to a value."""
 
-NAMES_OF_MODELS = ("old", "new", "reseeded", "ensemble", "cross_entropy", "old_teacher")
+NAMES_OF_MODELS = ("old", "new", *get_args(Control))
 """Names that a method cannot have."""
 
 _GROUPS: dict[str, type[Settings]] = {
@@ -197,14 +200,52 @@ class _Checker:
             if method in NAMES_OF_MODELS:
                 raise self.error(("methods", method), ": that name is taken; choose another")
         self._check_adapters(recipe)
+        self._check_alignments(recipe)
+        self._check_searches(recipe)
         if recipe.paper_update is not None and recipe.paper_update not in TABLE_9:
             raise self.error(("paper_update",), f" is no row of the paper; {_hint(recipe.paper_update, TABLE_9)}")
         if len(set(recipe.controls)) < len(recipe.controls):
             raise self.error(("controls",), " names one twice; remove one")
+        for control in ("reranked", "gated"):
+            drawn = [task for task in recipe.tasks if recipe.evaluation_of(task).draws > 1]
+            if control in recipe.controls and drawn:
+                problem = f": {control} answers each item once, and {drawn[0]} has several draws; leave one of them out"
+                raise self.error(("controls",), problem)
         for group, names in (("tasks", recipe.tasks), ("methods", recipe.methods)):
             for name in names:
                 if "/" in name or name.startswith("."):
                     raise self.error((group, name), " cannot name a folder; choose another name")
+
+    def _check_alignments(self, recipe: Recipe) -> None:
+        """Settings that make no sense together; plain cross-entropy as a control reads none of the others."""
+        for task, method in ((task, method) for task in recipe.tasks for method in recipe.aligned):
+            problem = None if method == "cross_entropy" else check_alignment(recipe.alignment_of(task, method))
+            if problem:
+                key = re.split(r"\W", problem)[0]
+                owners: list[KeyPath] = [("methods", method), ("tasks", task, "alignment"), ("alignment",)]
+                written = [(*owner, key) for owner in owners if (*owner, key) in self.places]
+                raise self.error((written or [(*owners[0], key)])[0], problem.removeprefix(key))
+
+    def _check_searches(self, recipe: Recipe) -> None:
+        """A search is what a method is; its lengths lead to a full training."""
+        owners: list[tuple[KeyPath, object]] = [(("alignment",), recipe.alignment.search)]
+        owners += [(("tasks", name, "alignment"), task.alignment.get("search")) for name, task in recipe.tasks.items()]
+        for group, search in owners:
+            if search is not None:
+                raise self.error((*group, "search"), " is for methods; write it below one: methods.auto.search")
+        for method in recipe.methods:
+            for task in recipe.tasks:
+                alignment, path = recipe.alignment_of(task, method), ("methods", method, "search")
+                if alignment.search is None:
+                    continue
+                if alignment.weight is None:
+                    raise self.error(path, " aligns, and weight: null does not; leave one of them out")
+                lengths = alignment.search.lengths
+                if list(lengths) != sorted({*lengths} - {0.0}) or lengths[-1:] != (1,):
+                    raise self.error((*path, "lengths"), ": must rise to 1, such as [0.25, 0.5, 1]; correct it")
+                if recipe.tasks[task].validation_share == 0:
+                    at = ("tasks", task, "validation_share")
+                    raise self.error(at, f": method {method} chooses on held-out items; raise it, or leave that out")
 
     def _check_adapters(self, recipe: Recipe) -> None:
         """Adapters are for tasks that there are; one that another made cannot be made again with another seed."""

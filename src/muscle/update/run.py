@@ -19,6 +19,7 @@ from muscle.update.pipeline import Outdated, pipeline_status, run_pipeline
 from muscle.update.plan import Plan
 from muscle.update.provenance import digest
 from muscle.update.recipe import Recipe, Scratch, Side, merged, split_revision
+from muscle.update.report.search import SEARCH
 from muscle.update.report.study import RECORD, collect, recipe_of
 from muscle.update.report.tables import print_tables
 
@@ -58,6 +59,8 @@ def run_update(
         for method in recipe.methods:
             folder = root / "models" / task / method
             say(console, f"adapter   {folder}")
+            if (chosen := folder / SEARCH).exists():
+                say(console, f"chosen    {json.loads(chosen.read_text())['why']} ({chosen})")
             if owner:
                 repository = f"{owner}/{root.resolve().name}-{task}-{method}"
                 say(console, f"uploaded  {hub.push(folder, repository, private=True)}")
@@ -122,14 +125,18 @@ def pins(recipe: Recipe, known: Mapping[str, str] | None = None) -> dict[str, st
     }
 
 
+def plan_in(root: Path, recipe: Recipe) -> Plan:
+    """The stages of a recipe in a run's folder, with the hub's commits that are recorded there."""
+    return Plan(recipe, commits=_record(root).get("commits", {}))
+
+
 def print_status(root: Path, console: Console) -> None:
     """Print how far each stage of a run is.
 
     Raises:
         MuscleError: `root` is no run of a recipe.
     """
-    recipe = recipe_of(root)
-    statuses = pipeline_status(Plan(recipe, commits=_record(root).get("commits", {})).stages(), root)
+    statuses = pipeline_status(plan_in(root, recipe_of(root)).stages(), root)
     table = new_table(console)
     table.add_column("stage", no_wrap=True)
     table.add_column("state")

@@ -30,7 +30,7 @@ from muscle.update.prompts import templates_compiled_once
 from muscle.update.recipe import EvaluationSettings, Split, TaskModel
 from muscle.update.tasks import Task
 
-__all__ = ["Ensemble", "evaluate", "flips_on_validation", "task_model_lm"]
+__all__ = ["Ensemble", "evaluate", "flips_on_validation", "scores_of", "task_model_lm", "validation_scores"]
 
 REFUSED = (400, 422, 501)
 """How a server says that it does not know `echo` or `logprobs`."""
@@ -211,16 +211,48 @@ def flips_on_validation(
     Raises:
         MuscleError: the task has no metric that is one number per item.
     """
-    settings = msgspec.structs.replace(in_process(settings), draws=1)
-    with _undisturbed():
-        before = _scores(LocalLM(load_on_device(old), load_tokenizer(old.base), settings), task, settings)
+    before = scores_of(old, task, settings)
+    scores = validation_scores(task, tokenizer, settings)
 
     def flips(model: nn.Module) -> float:
-        with _undisturbed(model):
-            after = _scores(LocalLM(model, tokenizer, settings), task, settings)
+        after = scores(model)
         return sum(after[item] < score for item, score in before.items()) / len(before)
 
     return flips
+
+
+def validation_scores(
+    task: Task, tokenizer: PreTrainedTokenizerBase, settings: EvaluationSettings
+) -> Callable[[nn.Module], Mapping[int, float]]:
+    """How models score on the validation items: lm-eval in this process, with packed texts where they can be.
+
+    Args:
+        task: The task; its first metric counts, after its first filter.
+        tokenizer: That of the models.
+        settings: Batch size, limit and seed.
+
+    Returns:
+        A function of a model, which may be in training: its modes and all random generators are as before afterwards.
+        It returns the score of each item by its number, larger is better, the same in all processes, and raises
+        `MuscleError` where the task has no metric that is one number per item.
+    """
+    settings = msgspec.structs.replace(in_process(settings), draws=1)
+
+    def scores(model: nn.Module) -> Mapping[int, float]:
+        with _undisturbed(model):
+            return _scores(LocalLM(model, tokenizer, settings), task, settings)
+
+    return scores
+
+
+def scores_of(model: TaskModel, task: Task, settings: EvaluationSettings) -> Mapping[int, float]:
+    """What `validation_scores` finds of a task model, which is loaded for it and then freed.
+
+    Raises:
+        MuscleError: The model cannot be loaded, or the task has no metric that is one number per item.
+    """
+    with _undisturbed():
+        return validation_scores(task, load_tokenizer(model.base), settings)(load_on_device(model))
 
 
 def _scores(lm: LocalLM, task: Task, settings: EvaluationSettings) -> Mapping[int, float]:

@@ -17,7 +17,7 @@ from muscle.errors import MuscleError
 from muscle.update.objectives import task_objective
 from muscle.update.pipeline import CHECKPOINTS, Report
 from muscle.update.recipe import Scratch, TrainingSettings
-from muscle.update.tasks import IGNORED
+from muscle.update.tokenized import IGNORED
 from muscle.update.trainer import train
 
 PAD, END = "<pad>", "<eos>"

@@ -22,6 +22,7 @@ from muscle.update.recipe import (
     CacheDtype,
     EvaluationSettings,
     LoraSettings,
+    Reference,
     Scratch,
     SideName,
     Split,
@@ -39,14 +40,28 @@ SPLITS: tuple[Literal["training"], Literal["validation"]] = ("training", "valida
 
 
 def check_task(
-    destination: Path, report: Report, *, task: Plain, backend: str, tasks_folder: Path | None = None
+    destination: Path,
+    report: Report,
+    *,
+    task: Plain,
+    backend: str,
+    choices: bool = False,
+    unlabelled: bool = False,
+    tasks_folder: Path | None = None,
 ) -> None:
-    """Whether a task can be had and rendered, and the back end that is to score it; how many texts and items it has."""
+    """Whether a task can be had and rendered, and the back end that is to score it; how many texts and items it has.
+
+    With `choices` its items must have some; with `unlabelled` it must name inputs without labels.
+    """
     from muscle.update.backends import find_backend
 
     find_backend(backend)
     loaded = task_of(task, tasks_folder)
     counts = {"test": len(loaded.for_evaluation("test").eval_docs)}
+    if choices:
+        loaded.require_choices()
+    if unlabelled:
+        counts["unlabelled"] = loaded.count_unlabelled()
     if not loaded.settings.chat_template:  # which needs a tokenizer, and with it a base
         counts |= {split: len(loaded.examples(split)) for split in SPLITS}
     (destination / "items.json").write_text(json.dumps(counts) + "\n")
@@ -108,6 +123,27 @@ def adapt(
     )
 
 
+def answer(
+    destination: Path,
+    report: Report,
+    *,
+    task: Plain,
+    old: Plain,
+    new: Plain,
+    evaluation: Plain,
+    old_base: Path | None = None,
+    old_adapter: Path | None = None,
+    new_base: Path | None = None,
+    new_adapter: Path | None = None,
+    tasks_folder: Path | None = None,
+) -> None:
+    """What both task models together answer to inputs without labels."""
+    from muscle.update.answers import keep_answers
+
+    models = _model(old, old_base, old_adapter), _model(new, new_base, new_adapter)
+    keep_answers(*models, task_of(task, tasks_folder), convert(evaluation, EvaluationSettings), destination)
+
+
 def teach(
     destination: Path,
     report: Report,
@@ -116,12 +152,15 @@ def teach(
     tokens: TargetTokens,
     kept: CacheDtype,
     new: Plain,
+    texts: Literal["gold", "choices"] = "gold",
+    unlabelled: bool = False,
     old: Plain | None = None,
     old_base: Path | None = None,
     old_adapter: Path | None = None,
     new_base: Path | None = None,
     new_adapter: Path | None = None,
     tasks_folder: Path | None = None,
+    answers: Path | None = None,
 ) -> None:
     """What the old task model says of the training texts, or where none is given the new one, on disk."""
     from muscle.update.adapters import cache_teacher
@@ -134,6 +173,9 @@ def teach(
         kept,
         destination,
         report,
+        texts,
+        unlabelled,
+        answers,
     )
 
 
@@ -155,23 +197,27 @@ def align(
     tasks_folder: Path | None = None,
     old_states: Path | None = None,
     new_states: Path | None = None,
+    answers: Path | None = None,
 ) -> None:
-    """A compatibility adapter, or one of its trained controls."""
+    """A compatibility adapter, chosen among several where that is asked for, or one of the trained controls."""
     from muscle.update.adapters import train_compatibility_adapter
+    from muscle.update.search import search_compatibility_adapter
 
-    states: dict[SideName, Path | None] = {"old": old_states, "new": new_states}
-    train_compatibility_adapter(
-        _model(old, old_base, old_adapter) if old else None,
-        _model(new, new_base, new_adapter),
-        task_of(task, tasks_folder),
-        convert(alignment, AlignmentSettings),
+    before, loaded = _model(old, old_base, old_adapter) if old else None, task_of(task, tasks_folder)
+    chosen = convert(alignment, AlignmentSettings)
+    settings = (
+        chosen,
         convert(lora, LoraSettings),
         convert(training, TrainingSettings),
         convert(evaluation, EvaluationSettings),
-        destination,
-        report,
-        {side: folder for side, folder in states.items() if folder},
     )
+    after = _model(new, new_base, new_adapter)
+    if chosen.search and before:
+        search_compatibility_adapter(before, after, loaded, *settings, destination, report)
+        return
+    states: dict[SideName, Path | None] = {"old": old_states, "new": new_states}
+    kept = {side: folder for side, folder in states.items() if folder}
+    train_compatibility_adapter(before, after, loaded, *settings, destination, report, kept, answers=answers)
 
 
 def evaluate(
@@ -203,6 +249,7 @@ def evaluate_ensemble(
     old: Plain,
     new: Plain,
     evaluation: Plain,
+    name: Reference = "ensemble",
     split: Split = "test",
     old_base: Path | None = None,
     old_adapter: Path | None = None,
@@ -210,13 +257,14 @@ def evaluate_ensemble(
     new_adapter: Path | None = None,
     tasks_folder: Path | None = None,
 ) -> None:
-    """The evaluation log of old and new task model together."""
+    """The evaluation log of old and new task model together, in one of the ways that there are."""
     from muscle.update import scoring
+    from muscle.update.two_models import REFERENCES
 
     settings = convert(evaluation, EvaluationSettings)
     models = _model(old, old_base, old_adapter), _model(new, new_base, new_adapter)
-    lm = scoring.Ensemble(*models, settings)
-    scoring.evaluate(lm, "ensemble", task_of(task, tasks_folder), split, destination, settings)
+    lm = REFERENCES[name](*models, settings)
+    scoring.evaluate(lm, name, task_of(task, tasks_folder), split, destination, settings)
 
 
 def package(

@@ -70,6 +70,27 @@ def open_task(name: str, include_path: Path | None, data: Path | None, num_fewsh
     return task
 
 
+def split_of(task: ConfigurableTask, split: str) -> Dataset:
+    """A split of a task's data by its name, put through the task's `process_docs` as those that the task names are.
+
+    Raises:
+        MuscleError: There is none, or `process_docs` fails on it.
+    """
+    if split not in task.dataset and not isinstance(task.dataset, LocalSplits):  # which says what to add
+        known = ", ".join(map(str, task.dataset))
+        raise MuscleError(f"the data of task '{task.config.task}' has no split {quoted(split)}: choose among {known}")
+    docs = task.dataset[split]
+    if task.config.process_docs is None:
+        return docs
+    try:
+        return task.config.process_docs(docs)
+    except Exception as error:  # the code of a YAML file can raise anything
+        raise MuscleError(
+            f"process_docs of task '{task.config.task}' fails on split {quoted(split)} ({brief(error)}): let it take "
+            "items without labels, or choose another split"
+        ) from error
+
+
 def _manager_that_knows(name: str, include_path: Path | None) -> TaskManager:
     """lm-eval's index of the folder that defines a task; its index of all folders takes 6 to 20 s."""
     if include_path and not include_path.is_dir():

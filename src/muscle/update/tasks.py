@@ -6,29 +6,34 @@ import copy
 import hashlib
 import json
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import torch
 from datasets import Dataset as Documents
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from muscle.errors import MuscleError
-from muscle.update.prompts import ChatTemplate, Example, chat_template_of, render, templates_compiled_once
+from muscle.update.prompts import (
+    ChatTemplate,
+    Example,
+    chat_template_of,
+    delimited,
+    render,
+    render_choices,
+    requests,
+    templates_compiled_once,
+    without_labels,
+)
 from muscle.update.recipe import Split, TaskSettings
-from muscle.update.task_sources import brief, open_task
+from muscle.update.task_sources import brief, open_task, split_of
 
-IGNORED = -100
-"""Label of a position that is no target: padding, and the first token of a sequence."""
 FEWSHOT_SEED = 1234
 """lm-eval's own default: which shots an item gets."""
+_Made = TypeVar("_Made")
 
 
 def load_task(name: str, settings: TaskSettings, data: Path | None = None) -> Task:
@@ -56,7 +61,10 @@ class Task:
         self._task = definition
 
     def examples(
-        self, split: Literal["training", "validation"], tokenizer: PreTrainedTokenizerBase | None = None
+        self,
+        split: Literal["training", "validation"],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        texts: Literal["gold", "choices"] = "gold",
     ) -> list[Example]:
         """Render one split with the task's own prompt and gold answer; validation is what was held out of training.
 
@@ -66,12 +74,67 @@ class Task:
         Args:
             split: Which of the two.
             tokenizer: Whose chat template to use; needed where the settings ask for one.
+            texts: What becomes of an item: its gold text, or those of all its choices, which then share a number.
 
         Raises:
-            MuscleError: The task has no such split, an item has no prompt or gold answer, or the tokenizer has no chat
-                template.
+            MuscleError: The task has no such split or is not multiple choice, an item has no prompt or gold answer, or
+                the tokenizer has no chat template.
         """
-        return self._examples(split, self.chat_template(tokenizer))
+        if texts == "choices":
+            self.require_choices()
+        return self._examples(split, self.chat_template(tokenizer), texts)
+
+    def require_choices(self) -> None:
+        """Refuse a task whose items have no choices.
+
+        Raises:
+            MuscleError: It is not multiple choice.
+        """
+        if self._task.OUTPUT_TYPE != "multiple_choice":
+            raise MuscleError(
+                f"task '{self.name}' is not multiple choice, and its items have no choices to learn from: set `texts` "
+                "under `alignment` to gold for it"
+            )
+
+    def unlabelled(self, tokenizer: PreTrainedTokenizerBase | None = None) -> list[list[Instance]]:
+        """The inputs that `unlabelled` of the settings names, each as lm-eval's requests without shots.
+
+        Labels are not read, and may be missing. An input whose prompt occurs among the held-out validation items or
+        the evaluated ones, as rendered without a chat template, is left out: nothing is learnt about those.
+
+        Args:
+            tokenizer: Whose chat template to use; needed where the settings ask for one.
+
+        Returns:
+            For each input one request, to generate, or one for each choice.
+
+        Raises:
+            MuscleError: The settings name no inputs, or no such split; none is left; an input has no prompt; the task
+                neither chooses nor generates; or the tokenizer has no chat template.
+        """
+        chat = self.chat_template(tokenizer)
+        if chat is None:
+            return list(self._unlabelled.values())
+        return list(self._requests(self._inputs[0], "unlabelled", list(self._unlabelled), chat).values())
+
+    def count_unlabelled(self) -> int:
+        """How many inputs `unlabelled` gives; it raises the same."""
+        return len(self._unlabelled)
+
+    def answer_form(self, request: Instance, answer: str) -> str | None:
+        """What a model has generated, as gold answers are in training texts: with what parts them from the prompt.
+
+        None where it says nothing, or the task's first filter does not find an answer in it.
+        """
+        first = self._task._filters[0]
+        asked = copy.copy(request)
+        asked.resps, asked.filtered_resps = [answer], {}
+        first.apply([asked])
+        found = asked.filtered_resps[first.name]
+        nothing = {"", *(fallback for each in first.filters if (fallback := getattr(each(), "fallback", None)))}
+        if not answer.strip() or (found[0] if isinstance(found, list) and found else found) in nothing:
+            return None
+        return delimited(self._task, request.doc, answer.strip(), self.settings.chat_template)
 
     def for_evaluation(self, split: Split) -> ConfigurableTask:
         """An lm-eval task to score: its evaluation split ("test"), or the held-out items ("validation").
@@ -142,13 +205,14 @@ class Task:
             digest.update(_key(doc).encode())
         return digest.hexdigest()
 
-    def _examples(self, split: str, chat: ChatTemplate | None) -> list[Example]:
+    def _examples(self, split: str, chat: ChatTemplate | None, texts: str = "gold") -> list[Example]:
+        render = self._render if texts == "gold" else self._render_choices
         if split == "validation" and self.settings.validation_share is None:
-            return self._render(self._validation_split, split, range(len(self._validation_split)), chat)
+            return render(self._validation_split, split, range(len(self._validation_split)), chat)
         chosen = self._divided[split == "validation"]
-        if chat is None:
+        if chat is None and texts == "gold":
             return [self._training_texts[index] for index in chosen]
-        return self._render(self._training_split, "training", chosen, chat)
+        return render(self._training_split, "training", chosen, chat)
 
     @cached_property
     def _training_split(self) -> Sequence[dict[str, Any]]:
@@ -193,14 +257,83 @@ class Task:
             raise MuscleError(f"task '{self.name}': nothing is held out of {len(docs)} items: raise validation_share")
         return docs.select(indices) if isinstance(docs, Documents) else [docs[index] for index in indices]
 
+    @cached_property
+    def _inputs(self) -> tuple[Sequence[dict[str, Any]], list[int]]:
+        """The items whose labels are not read: where they are, and which of these."""
+        if self.settings.unlabelled is None:
+            raise MuscleError(
+                f"task '{self.name}' names no inputs without labels: set its `unlabelled` to a split of its data, or "
+                "to rest, or `unlabelled` under `alignment` to false"
+            )
+        if self.settings.unlabelled == "rest":
+            docs = self._training_split
+            return docs, [index for index in range(len(docs)) if index not in self._training_texts]
+        docs = split_of(self._task, self.settings.unlabelled)
+        return docs, list(range(len(docs)))
+
+    @cached_property
+    def _unlabelled(self) -> dict[int, list[Instance]]:
+        """Plain requests, by index, of the inputs that are neither held out nor evaluated."""
+        if self._task.OUTPUT_TYPE not in ("multiple_choice", "generate_until"):
+            raise MuscleError(
+                f"task '{self.name}' neither chooses nor generates, so that nothing is learnt from inputs without "
+                "labels: set `unlabelled` under `alignment` to false for it"
+            )
+        own_split = self.settings.validation_share is None
+        held_out = range(len(self._validation_split)) if own_split else self._divided[1]
+        evaluated = self._task.eval_docs
+        known = {
+            request.args[0]
+            for docs, split, indices in (
+                (self._validation_split if own_split else self._training_split, "validation", held_out),
+                (evaluated, "evaluated", range(len(evaluated))),
+            )
+            for asked in self._requests(docs, split, indices, None).values()
+            for request in asked
+        }
+        docs, indices = self._inputs
+        found = self._requests(docs, "unlabelled", indices, None)
+        fresh = {index: asked for index, asked in found.items() if not any(each.args[0] in known for each in asked)}
+        if not fresh:
+            raise MuscleError(
+                f"task '{self.name}': of {len(found)} inputs that `unlabelled: {self.settings.unlabelled}` names, none "
+                "is left beside those held out or evaluated: name others, or lower train_limit if it is rest"
+            )
+        return fresh
+
     def _render(
         self, docs: Sequence[dict[str, Any]], split: str, indices: Sequence[int], chat: ChatTemplate | None
     ) -> list[Example]:
-        rows = []
+        system = self.settings.system_instruction
+        made = self._each(docs, split, indices, lambda _, doc: render(self._task, doc, system, chat))
+        return list(made.values())
+
+    def _render_choices(
+        self, docs: Sequence[dict[str, Any]], split: str, indices: Sequence[int], chat: ChatTemplate | None
+    ) -> list[Example]:
+        system = self.settings.system_instruction
+        made = self._each(docs, split, indices, lambda index, doc: render_choices(self._task, doc, index, system, chat))
+        return [example for examples in made.values() for example in examples]
+
+    def _requests(
+        self, docs: Sequence[dict[str, Any]], split: str, indices: Sequence[int], chat: ChatTemplate | None
+    ) -> dict[int, list[Instance]]:
+        """What lm-eval asks about items, by index; their labels are not read."""
+        blind, system = without_labels(self._task), self.settings.system_instruction
+        return self._each(docs, split, indices, lambda _, doc: requests(blind, doc, system, chat))
+
+    def _each(
+        self,
+        docs: Sequence[dict[str, Any]],
+        split: str,
+        indices: Sequence[int],
+        make: Callable[[int, dict[str, Any]], _Made],
+    ) -> dict[int, _Made]:
+        rows = {}
         with templates_compiled_once():
             for index in indices:
                 try:
-                    rows.append(render(self._task, docs[index], self.settings.system_instruction, chat))
+                    rows[index] = make(index, docs[index])
                 except Exception as error:  # templates and code of YAML files can raise anything
                     reason = str(error) if isinstance(error, MuscleError) else f"cannot be rendered ({brief(error)})"
                     raise MuscleError(
@@ -230,66 +363,3 @@ def hold_out(keys: Sequence[str], share: float, seed: int) -> tuple[list[int], l
 
 def _key(doc: dict[str, Any]) -> str:
     return json.dumps(doc, sort_keys=True, default=str)
-
-
-class TokenizedExamples(Dataset[dict[str, Tensor]]):
-    """Examples as token ids: context and answer tokenized as one text, closed by the end-of-text token.
-
-    Items hold `input_ids` and `labels` (T,), and `index` (), the position in the data set, by which cached teachers
-    find their row. With tokens="all" every token but the first is a target, context and answer alike, as the paper has
-    it for the compatibility adapter (appendix A.1). With "answer" only tokens that hold a character of the answer are,
-    and the end-of-text token: a token that runs from the context into the answer is a target.
-    """
-
-    def __init__(
-        self, rows: list[Example], tokenizer: PreTrainedTokenizerBase, tokens: Literal["all", "answer"] = "all"
-    ) -> None:
-        """Tokenize; a text that begins with the begin-of-text token, by its chat template, does not get another.
-
-        Raises:
-            MuscleError: The tokenizer has no end-of-text token, or cannot tell where in the text its tokens lie.
-        """
-        if tokenizer.eos_token_id is None:
-            raise MuscleError(f"tokenizer {tokenizer.name_or_path} has no end-of-text token: set its eos_token")
-        if tokens == "answer" and not tokenizer.is_fast:
-            raise MuscleError(f"tokenizer {tokenizer.name_or_path} gives no character offsets: set tokens to all")
-        self.rows = rows
-        self.ids: list[list[int]] = []
-        self._first_targets: list[int] = []
-        for row in rows:
-            text = row.context + row.answer
-            has_bos = bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
-            encoded = tokenizer(text, add_special_tokens=not has_bos, return_offsets_mapping=tokens == "answer")
-            ids = list(encoded["input_ids"])
-            if ids[-1:] != [tokenizer.eos_token_id]:
-                ids.append(tokenizer.eos_token_id)
-            self.ids.append(ids)
-            ends = [end for _, end in encoded["offset_mapping"]] if tokens == "answer" else []
-            before = (place for place, end in enumerate(ends) if end > len(row.context))
-            self._first_targets.append(max(1, next(before, len(ends))))
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        ids = torch.tensor(self.ids[index])
-        labels = ids.clone()
-        labels[: self._first_targets[index]] = IGNORED
-        return {"input_ids": ids, "labels": labels, "index": torch.tensor(index)}
-
-
-@dataclass(frozen=True)
-class PaddingCollator:
-    """Right-pad a batch: `input_ids`, `attention_mask` and `labels` (B, T), `index` (B,)."""
-
-    pad_id: int
-
-    def __call__(self, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Stack rows of unequal length."""
-        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-        return {
-            "input_ids": pad_sequence([row["input_ids"] for row in rows], True, self.pad_id),
-            "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),
-            "labels": pad_sequence([row["labels"] for row in rows], True, IGNORED),
-            "index": torch.stack([row["index"] for row in rows]),
-        }

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedConfig
 
 from muscle.errors import MuscleError
 from muscle.update.distributed import Collator, Item, processes
@@ -21,7 +21,8 @@ from muscle.update.heads import Head, head_is_known, read_states, unknown_head
 from muscle.update.models import device, evaluating, load_config, move
 from muscle.update.pipeline import Report
 from muscle.update.recipe import Base, CacheDtype
-from muscle.update.tasks import IGNORED
+from muscle.update.room import free_disk, free_memory, in_words
+from muscle.update.tokenized import IGNORED
 
 ROWS, HEAD, RECORD = "states.bin", "head.safetensors", "states.json"
 """Files of a cache on disk. The record is written last: without it there is no cache."""
@@ -78,39 +79,46 @@ class States:
 
 def states_size(base: Base, texts: Texts, kept: CacheDtype) -> int:
     """Bytes that the states of a task model on a base take, by the base's configuration: nothing is loaded or run."""
-    config = load_config(base).get_text_config()
-    names = (kept, "float32" if base.quantization else base.dtype, config.dtype or torch.float32)
+    return texts.starts[-1] * state_size(load_config(base), base, kept)
+
+
+def state_size(config: PreTrainedConfig, base: Base, kept: CacheDtype) -> int:
+    """Bytes of the state from which a task model on a base of this configuration predicts one target."""
+    text = config.get_text_config()
+    names = (kept, "float32" if base.quantization else base.dtype, text.dtype or torch.float32)
     found = next(name for name in names if name != "auto")
-    dtype = getattr(torch, found) if isinstance(found, str) else found
-    size: int = texts.starts[-1] * config.hidden_size * dtype.itemsize
-    return size
+    dtype: torch.dtype = getattr(torch, found) if isinstance(found, str) else found
+    return int(text.hidden_size) * dtype.itemsize
 
 
 def check_room(size: int, folder: Path | None) -> None:
     """Refuse caches that this machine cannot hold, rather than be killed when its memory or disk is full.
 
+    With several processes each of them must call this: where one lacks room all refuse, and none waits for it.
+
     Args:
-        size: Bytes of all of them.
+        size: Bytes of all of them; 0 where all are there.
         folder: Where they are to lie; None is the main memory, where each process of this machine has its own.
 
     Raises:
-        MuscleError: They do not fit.
+        MuscleError: They do not fit; or they are to be written by several machines, whose writes into one file a
+            network's file system does not keep apart.
     """
-    if folder is None:
-        size *= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        free, where, ways_out = psutil.virtual_memory().available, "of memory", "`disk` or `off`"
-    else:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        free, where, ways_out = shutil.disk_usage(there).free, f"in {folder}", "`off`"
-    if size > free:
+    here, everywhere = (os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if folder and size and here and everywhere != here:
         raise MuscleError(
-            f"what the teachers say of the training texts takes {_gigabytes(size)} {where}, where {_gigabytes(free)} "
+            "the processes of several machines cannot write what the teachers say into one file: set `teacher_cache` "
+            "under `alignment` to `memory` or `off`"
+        )
+    needed, free = (size, free_disk(folder)) if folder else (size * int(here or 1), free_memory())
+    processes()  # makes them one job
+    needed, free = min(gather_object([(needed, free)]), key=lambda found: found[1] - found[0])
+    if needed > free:
+        where, ways_out = (f"in {folder}", "`off`") if folder else ("of memory", "`disk` or `off`")
+        raise MuscleError(
+            f"what the teachers say of the training texts takes {in_words(needed)} {where}, where {in_words(free)} "
             f"are free: set `teacher_cache` under `alignment` to {ways_out}"
         )
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"
 
 
 def compute_states(model: nn.Module, texts: Texts, kept: CacheDtype, folder: Path | None, report: Report) -> States:

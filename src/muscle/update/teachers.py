@@ -195,7 +195,7 @@ class Teachers:
         if not self._live:
             missing = [self._models[side].base for side in self._read if not self._on_disk(side)]
             size = sum(states_size(base, self._texts, self._kept) for base in missing)
-            check_room(size, self._folders.get("old"))
+            check_room(size, next(iter(self._folders.values()), None))
 
 
 def frozen_head(student: nn.Module) -> Head:

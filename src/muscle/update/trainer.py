@@ -31,7 +31,10 @@ from muscle.update.pipeline import Report
 from muscle.update.recipe import TrainingSettings
 
 Flips = Callable[[nn.Module], float]
-"""The negative flips of a model on the validation items. Every process calls it; the main process's answer counts."""
+"""The negative flips of a model on the validation items, or what else is to be small there.
+
+Every process calls it; the main process's answer counts.
+"""
 
 
 class UpdateTrainer(Trainer):
@@ -40,17 +43,24 @@ class UpdateTrainer(Trainer):
     Args:
         *args: Of `Trainer`.
         objective: What each step minimises.
-        flips: Measured at each evaluation too; then the epoch with fewest is the best.
+        flips: Measured at evaluations too; then the epoch with fewest is the best.
+        flips_from: The first epoch, counted from 1, after which they are.
         length_pool: Steps whose texts are sorted by length together.
         **kwargs: Of `Trainer`.
     """
 
     def __init__(
-        self, *args: Any, objective: Objective, flips: Flips | None = None, length_pool: int = 1, **kwargs: Any
+        self,
+        *args: Any,
+        objective: Objective,
+        flips: Flips | None = None,
+        flips_from: int = 1,
+        length_pool: int = 1,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.objective: Objective = objective
-        self.flips = flips
+        self.flips, self.flips_from = flips, flips_from
         self.length_pool = length_pool
         assert self.model is not None
         with evaluating(self.model):  # also draws no random numbers
@@ -120,7 +130,7 @@ class UpdateTrainer(Trainer):
         loader = SharedLoader(data, self.args.per_device_eval_batch_size, self.data_collator)
         metrics = {"eval_cross_entropy": mean_cross_entropy(self.model, loader, self.head_known)}
         self._check_finite(metrics["eval_cross_entropy"])
-        if self.flips:
+        if self.flips and round(self.state.epoch or 0) >= self.flips_from:
             with evaluating(self.model):
                 flips = self.flips(self.model)
             metrics["eval_flips"] = over_processes([flips if process()[0] == 0 else 0.0], self.args.device)[0]
@@ -176,7 +186,7 @@ class TrainingResult:
     validation_cross_entropy: list[float]
     """Nats per target token, one per epoch; empty where no validation set was given."""
     validation_flips: list[float]
-    """One per epoch where they decided which is kept; else empty."""
+    """One per epoch after which they were counted to decide which is kept; else empty."""
     best_epoch: int
     """The epoch whose weights were kept, counted from 1."""
     steps: int
@@ -192,6 +202,7 @@ def train(
     work_dir: Path,
     report: Report,
     flips: Flips | None = None,
+    flips_last: int | None = None,
 ) -> TrainingResult:
     """Train the model's trainable weights in place, and leave those of the epoch that `settings.select_by` names.
 
@@ -210,6 +221,7 @@ def train(
         report: Told after every step, in the main process.
         flips: Called at the end of each epoch where `settings.select_by` is flips. Without it, as for task adapters,
             which have no old model, cross-entropy decides.
+        flips_last: Call it after so many epochs at the end only, of which one is then kept; None: after each.
 
     Raises:
         MuscleError: Training diverges, transformers refuses a setting, or all steps are warm-up.
@@ -229,6 +241,7 @@ def train(
         arguments,
         objective=objective,
         flips=flips if settings.select_by == "flips" else None,
+        flips_from=max(1, settings.epochs - flips_last + 1) if flips_last else 1,
         length_pool=settings.length_pool,
         train_dataset=train_set,
         eval_dataset=validation_set,

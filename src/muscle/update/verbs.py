@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -16,6 +18,7 @@ from muscle.update.pipeline import CHECKPOINTS, Report, Stage, fingerprint
 from muscle.update.plan import Plan
 from muscle.update.recipe import Recipe
 from muscle.update.report.model_card import Subject, write_model_card
+from muscle.update.report.search import SEARCH, print_search
 from muscle.update.run import located, pins
 
 BEGUN = "begun"
@@ -33,24 +36,34 @@ def adapt(recipe: Recipe, task: str, out: Path) -> None:
     _train(stage, out, Subject(task=task, base=recipe.new.base or "", model="new"))
 
 
-def align(recipe: Recipe, task: str, method: str | None, out: Path) -> None:
+KNOWN_METHODS: Mapping[str, Mapping[str, Any]] = {"auto": {"search": {}}, "muscle": {}}
+"""Methods that `align` knows beside the recipe's: the search, and the alignment as given, by default the paper's."""
+
+
+def align(recipe: Recipe, task: str, method: str | None, out: Path, budget: float | None = None) -> None:
     """Train a compatibility adapter between the recipe's two task models.
 
     Args:
         recipe: Names both task models.
         task: What they do.
-        method: Which of the recipe's methods; None where it has one only.
+        method: Which of the recipe's methods, or of those known without it; None where the recipe has one only.
         out: Folder of the adapter.
+        budget: Of a method that searches, in place of its own.
 
     Raises:
-        MuscleError: There is no such method, or several and none is named; `out` holds something else; or what
-            `adapters.train_compatibility_adapter` raises.
+        MuscleError: There is no such method, or several and none is named; a budget is given and it does not search;
+            `out` holds something else; or what `adapters.train_compatibility_adapter` raises.
     """
+    methods = {**KNOWN_METHODS, **recipe.methods}
     chosen = method or (next(iter(recipe.methods)) if len(recipe.methods) == 1 else None)
-    if chosen is None or chosen not in recipe.methods:
-        known = ", ".join(recipe.methods) or "none"
-        raise MuscleError(f"name one of the recipe's methods by --method (there are: {known})")
-    recipe = located(recipe)
+    if chosen is None or chosen not in methods:
+        raise MuscleError(f"name one of the recipe's methods by --method (there are: {', '.join(methods)})")
+    changes = dict(methods[chosen])
+    if budget is not None:
+        if not isinstance(changes.get("search"), Mapping):
+            raise MuscleError(f"method {chosen} does not search: leave --budget out, or choose --method auto")
+        changes["search"] = {**changes["search"], "budget": budget}
+    recipe = located(msgspec.structs.replace(recipe, methods={chosen: changes}))
     stage = Plan(recipe, commits=pins(recipe)).alignment_stage(task, chosen)
     _train(stage, out, Subject(task=task, base=recipe.new.base or "", model=chosen, old_base=recipe.old.base))
 
@@ -84,6 +97,8 @@ def _train(stage: Stage, out: Path, subject: Subject) -> None:
     with _progress(stage.name) as report:
         stage.function(out, report, **stage.settings)
     if main:
+        if (out / SEARCH).exists():
+            print_search(out / SEARCH, Console(highlight=False, emoji=False, markup=False))
         write_model_card(out, subject)
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
         (out / BEGUN).unlink()

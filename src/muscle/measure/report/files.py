@@ -15,17 +15,25 @@ def write_whole(comparison: Comparison, file: Path, content: bytes) -> None:
         MuscleError: The file cannot be written, or one of the logs is read from it.
     """
     try:
-        for role, source in comparison.inputs.items():
-            if reads(Path(source.path), file):
-                raise MuscleError(
-                    f"{file}: belongs to the {role} log ({source.path}); write the report to another file"
-                )
+        refuse_logs(comparison, file)
         if file.exists() and not file.is_file():  # a pipe or a device, which cannot be replaced
             file.write_bytes(content)
         else:
             replace_whole(Path(os.path.realpath(file)), content)
     except OSError as error:
         raise MuscleError(f"{file}: cannot be written ({error.strerror}); check the folder") from None
+
+
+def refuse_logs(comparison: Comparison, file: Path) -> None:
+    """Refuse a file that one of the logs is read from.
+
+    Raises:
+        MuscleError: It is.
+        OSError: It cannot be told.
+    """
+    for role, source in comparison.inputs.items():
+        if reads(Path(source.path), file):
+            raise MuscleError(f"{file}: belongs to the {role} log ({source.path}); write the report to another file")
 
 
 def replace_whole(file: Path, content: bytes) -> None:

@@ -16,10 +16,12 @@ from markupsafe import Markup
 
 from muscle import __version__
 from muscle.errors import printable
+from muscle.measure.plane import plane_of
 from muscle.measure.report import text
 from muscle.measure.report.files import write_whole
 from muscle.measure.report.page.instances import Instances, collect, natural
-from muscle.measure.report.page.pictures import Histogram, accuracy_axis, fourfold, histogram, plane
+from muscle.measure.report.page.pictures import Histogram, accuracy_axis, fourfold, histogram
+from muscle.measure.report.page.plane import Picture, picture_of
 from muscle.measure.report.page.rates import rate_groups
 from muscle.measure.results import Comparison, Estimate, Slice
 
@@ -32,10 +34,12 @@ INSTANCES = 100_000
 SIZE = 29_000_000
 """Bytes that a page takes at most; longer texts are cut to keep it."""
 
+PLANE = (500.0, 300.0, 17.0)
+"""Width and height of the plotting area of a plane, and height of a line of its text."""
+
 _SLICES = 300  # rows of a table by slice; the JSON has all
 _SCRIPTS = ("text", "diff", "store", "filters", "list", "instance", "main")
 _REACH = 150.0  # side of the largest square of the quadrant picture
-_PLANE = (500.0, 300.0, 17.0)  # width and height of the plotting area, height of a line
 _PAGE = files("muscle.measure.report") / "page"
 
 
@@ -47,15 +51,16 @@ def to_html(comparison: Comparison, verdict: "Verdict | None" = None, *, instanc
         verdict: Of the gate, shown first.
         instances: Largest number of instances to hold.
     """
-    scripts = {"tables": _tables_script(), "page": _inline("\n".join(_read(f"{name}.js") for name in _SCRIPTS))}
+    scripts = {"tables": _tables_script(), "page": _inline("\n".join(read(f"{name}.js") for name in _SCRIPTS))}
     styles = {
         "tables": (files("itables") / "html" / "dt_bundle.css").read_text(encoding="utf-8"),
-        "page": _read("page.css"),
+        "page": style_of_page(),
     }
     fixed = sum(len(part.encode()) for part in [*scripts.values(), *styles.values()])
+    planes = _planes(comparison)
     held = collect(comparison, instances, SIZE - fixed - 1_000_000)  # the rest of the page is smaller than that
     page = (
-        _environment()
+        environment()
         .get_template("page.html.jinja")
         .render(
             comparison=comparison,
@@ -67,7 +72,8 @@ def to_html(comparison: Comparison, verdict: "Verdict | None" = None, *, instanc
             version=__version__,
             squares=fourfold(comparison.update, _REACH),
             groups=rate_groups(comparison.total),
-            plane=plane(comparison.total, *_PLANE),
+            planes=planes,
+            drawn={dot.model.name: dot.model for picture in planes[:1] for dot in picture.dots},
             histograms=_histograms(comparison),
             accuracies=accuracy_axis([*comparison.tasks.values(), *(part.measures for part in comparison.slices)]),
             slices=_by_column(comparison.slices),
@@ -76,7 +82,7 @@ def to_html(comparison: Comparison, verdict: "Verdict | None" = None, *, instanc
             held_notes=_held_notes(comparison, held),
             scripts={name: Markup(script) for name, script in scripts.items()},
             styles={name: Markup(style) for name, style in styles.items()},
-            policy=_policy(scripts.values(), styles.values()),
+            policy=policy(scripts.values(), styles.values()),
         )
     )
     return page.encode()
@@ -116,6 +122,13 @@ def _histograms(comparison: Comparison) -> dict[str, Histogram]:
     changes = {role: (scores[role] - scores["old"])[graded] for role in roles}
     reach = max(float(np.abs(change).max(initial=0.0)) for change in changes.values())
     return {role: histogram(change, smooth.tolerance, reach) for role, change in changes.items()}
+
+
+def _planes(comparison: Comparison) -> list[Picture]:
+    """NFR and accuracy of all models; where answers are graded, also the grades and how many of them fell."""
+    graded = comparison.update.smooth is not None
+    found = [plane_of(comparison, graded=kind) for kind in ([False, True] if graded else [False])]
+    return [picture for plane in found if (picture := picture_of(plane, *PLANE))]
 
 
 def _by_column(slices: Sequence[Slice]) -> dict[str, list[Slice]]:
@@ -169,7 +182,8 @@ def _share(value: float) -> str:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates of the page; they escape every text."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("muscle.measure.report", "page"),
         autoescape=True,
@@ -189,8 +203,14 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _read(name: str) -> str:
+def read(name: str) -> str:
+    """A style or a script of the page."""
     return (_PAGE / name).read_text(encoding="utf-8")
+
+
+def style_of_page() -> str:
+    """All of the page's own style."""
+    return read("plane.css") + read("page.css")
 
 
 def _tables_script() -> str:
@@ -209,7 +229,7 @@ def _inline(script: str) -> str:
     return re.sub("<(?=!--|/script)", r"\\x3C", script, flags=re.IGNORECASE)
 
 
-def _policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
+def policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
     """A content security policy: only these very scripts and styles, and nothing from anywhere."""
 
     def hashes(parts: Iterable[str]) -> str:

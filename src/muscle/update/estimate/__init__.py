@@ -1,19 +1,23 @@
 """What a run will take, told before it starts: time, memory and disk of every stage.
 
-`probe` measures, `memory` counts bytes, `forecast` puts both together for a plan; `inputs` is what they are made on.
+`probe` measures, `memory` counts bytes, `forecast` puts both together for a plan; `inputs` and `shapes` are what they
+are made on.
 """
 
 from __future__ import annotations
 
 import importlib
 import multiprocessing
+import multiprocessing.connection
 import os
-import shutil
+import signal
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from muscle.errors import MuscleError
 from muscle.measure.report.terminal import new_table, say
 from muscle.update.pipeline import Stage, pipeline_status
+from muscle.update.room import free_disk, free_memory, in_words
 
 if TYPE_CHECKING:
     from muscle.update.estimate.forecast import Cost, Forecast
@@ -33,25 +38,6 @@ TOLERANCE = 0.3
 """How far from the truth a prediction may be."""
 LIBRARIES = ("muscle.update.adapters", "muscle.update.scoring")
 """What stages load before anything else."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What is free, in bytes."""
-
-    memory: float
-    disk: float
-
-    @classmethod
-    def here(cls, root: Path) -> Machine:
-        """This machine: its memory, or that of its accelerator, and the disk of a folder that may not be there yet."""
-        import torch
-
-        memory = float(psutil.virtual_memory().available)
-        if torch.cuda.is_available():
-            memory = float(torch.cuda.mem_get_info()[0])
-        folder = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
-        return cls(memory, float(shutil.disk_usage(folder).free))
 
 
 def print_estimate(stages: Sequence[Stage], root: Path, jobs: int, console: Console, keep: bool = False) -> bool:
@@ -69,18 +55,20 @@ def print_estimate(stages: Sequence[Stage], root: Path, jobs: int, console: Cons
         Whether it fits into memory and disk.
 
     Raises:
-        MuscleError: A base or a task cannot be had.
+        MuscleError: A base or a task cannot be had, or a base's code does not let itself be counted.
     """
     done = done_stages(stages, root, keep)
     if len(done) == len(stages):
         say(console, f"All {len(stages)} stages in {root} are done.")
         return True
-    machine = Machine.here(root)
-    found = _measure(stages, root, done, jobs, machine.memory, console)
+    memory, disk = _computing_memory(), free_disk(root)
+    found = _measure(stages, root, done, jobs, memory, console)
     _print_table(found, console)
-    say(console, _total(found, stages, jobs, len(stages) - len(done)))
-    say(console, f"free: {_size(machine.memory)} of memory, {_size(machine.disk)} of disk")
-    refusal = refuse(found, jobs, machine)
+    say(console, _total(found, stages, jobs))
+    for words in found.unknown:
+        say(console, f"not predicted: {words}")
+    say(console, f"free: {in_words(memory)} of memory, {in_words(disk)} of disk")
+    refusal = refuse(found, jobs, memory, disk)
     say(console, refusal or "It fits.")
     return refusal is None
 
@@ -91,31 +79,23 @@ def done_stages(stages: Sequence[Stage], root: Path, keep: bool = False) -> froz
     return frozenset(found.name for found in pipeline_status(stages, root) if found.state in states)
 
 
-def refuse(found: Forecast, jobs: int, machine: Machine) -> str | None:
-    """Why a run cannot fit, and what would make it; None where it fits."""
-    memory, disk = found.memory(jobs), found.disk(jobs)
-    if memory > machine.memory:
+def refuse(found: Forecast, jobs: int, memory: float, disk: float) -> str | None:
+    """Why a run cannot fit into so many free bytes, and what would make it; None where it fits."""
+    if (needed := found.memory(jobs)) > memory:
         way_out = (
             f"what would make it fit: {', or '.join(found.remedies)}"
             if found.remedies
-            else (f"no setting makes it fit: choose smaller bases, or a machine with {_size(memory)}")
+            else f"no setting makes it fit: choose smaller bases, or a machine with {in_words(needed)}"
         )
-        needed, free = _size(memory), _size(machine.memory)
-        return f"It does not fit: it needs about {needed} of memory, and {free} are free; {way_out}"
-    if disk > machine.disk:
         return (
-            f"It does not fit: it needs about {_size(disk)} of disk, and {_size(machine.disk)} are free; "
+            f"It does not fit: it needs about {in_words(needed)} of memory, and {in_words(memory)} are free; {way_out}"
+        )
+    if (needed := found.disk(jobs)) > disk:
+        return (
+            f"It does not fit: it needs about {in_words(needed)} of disk, and {in_words(disk)} are free; "
             "what would make it fit: another disk with --out, a lower lora.rank, or fewer tasks in a run"
         )
     return None
-
-
-SMALLER: Mapping[str, Mapping[str, str]] = {
-    "dtype: bfloat16": {"dtype": "bfloat16"},
-    "quantization: 8bit": {"quantization": "8bit"},
-    "quantization: 4bit": {"quantization": "4bit"},
-}
-"""What makes a base take less, in a recipe's words and in settings."""
 
 
 def check_weights(stages: Sequence[Stage], root: Path, keep: bool = False) -> None:
@@ -127,34 +107,32 @@ def check_weights(stages: Sequence[Stage], root: Path, keep: bool = False) -> No
     Raises:
         MuscleError: It cannot fit.
     """
-    from muscle.update.estimate.inputs import Inputs
-    from muscle.update.estimate.memory import stage_bytes
-
     done = done_stages(stages, root, keep)
-    inputs, machine = Inputs(stages, root, done, root), Machine.here(root)
-    room, left = machine.memory + psutil.swap_memory().free, 0.0
-    for stage in stages:
-        published = _published(stage)
-        if stage.name in done or published is None:
-            continue
-        for side in published:
-            _check_base(stage, inputs, side, room)
-        left += stage_bytes(stage, inputs, None).left
-    if left > machine.disk:
+    missing = [stage for stage in stages if stage.name not in done]
+    if not missing:
+        return  # without a library loaded
+    from muscle.update.estimate.inputs import Inputs, sides_of
+    from muscle.update.estimate.memory import stage_bytes
+    from muscle.update.estimate.shapes import UncountableError
+
+    inputs, disk = Inputs(stages, root, done, root), free_disk(root)
+    room, left = _computing_memory() + psutil.swap_memory().free, 0.0
+    for stage in missing:
+        if not all(stage.settings[side]["base"]["base"] for side in sides_of(stage)):
+            continue  # a stage has yet to write it
+        with suppress(UncountableError):
+            for side in sides_of(stage):
+                _check_base(stage, inputs, side, room)
+            left += stage_bytes(stage, inputs, None).left
+    if left > disk:
         raise MuscleError(
-            f"{root}: the adapters need {_size(left)} of disk, and {_size(machine.disk)} are free: lower lora.rank, "
+            f"{root}: the adapters need {in_words(left)} of disk, and {in_words(disk)} are free: lower lora.rank, "
             "run fewer tasks, or choose another disk with --out"
         )
 
 
-def _published(stage: Stage) -> list[str] | None:
-    """The sides of a stage; None where one of their bases is not there yet."""
-    sides = [side for side in ("model", "old", "new") if isinstance(stage.settings.get(side), Mapping)]
-    return sides if all(stage.settings[side]["base"]["base"] for side in sides) else None
-
-
 def _check_base(stage: Stage, inputs: Inputs, side: str, room: float) -> None:
-    from muscle.update.estimate.memory import base_bytes
+    from muscle.update.estimate.memory import SMALLER, base_bytes
 
     base, config = stage.settings[side]["base"], inputs.config(stage, side)
     needed = base_bytes(config, base)
@@ -163,9 +141,16 @@ def _check_base(stage: Stage, inputs: Inputs, side: str, room: float) -> None:
     smaller = [words for words, change in SMALLER.items() if base_bytes(config, {**base, **change}) <= room]
     way_out = f"set {' or '.join(smaller)} for it" if smaller else "choose a smaller base or another machine"
     raise MuscleError(
-        f"base {base['base']} needs {_size(needed)} of memory for its weights alone, and {_size(room)} are free: "
+        f"base {base['base']} needs {in_words(needed)} of memory for its weights alone, and {in_words(room)} are free: "
         f"{way_out}"
     )
+
+
+def _computing_memory() -> float:
+    """Free where models compute: on the accelerator, or in the machine's own memory."""
+    import torch
+
+    return float(torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free_memory())
 
 
 def _measure(
@@ -175,112 +160,100 @@ def _measure(
     can do, as stages will.
     """
     started = time.perf_counter()
-    for library in LIBRARIES:
-        importlib.import_module(library)
+    _load_libraries()
     start_up = time.perf_counter() - started
     from muscle.update.estimate.forecast import forecast
     from muscle.update.estimate.inputs import Inputs
 
     missing = [stage for stage in stages if stage.name not in done]
     workers = min(jobs, len(missing), os.cpu_count() or 1)
+    columns = TextColumn("measuring {task.description:<20}"), BarColumn(bar_width=24), MofNCompleteColumn()
+    hidden = not console.is_terminal
     with (
-        tempfile.TemporaryDirectory(prefix="muscle-estimate-") as work,
-        ProcessPoolExecutor(workers, _context(), _start_worker) as executor,
-        Progress(
-            TextColumn("measuring {task.description:<20}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        ) as progress,
+        _stopped_in_order(),
+        tempfile.TemporaryDirectory(prefix="muscle-estimate-", ignore_cleanup_errors=True) as work,
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) as executor,
+        Progress(*columns, console=console, disable=hidden, transient=True) as progress,
     ):
 
         def each(function: Callable[[Any], Any], arguments: Sequence[Any], words: str) -> list[Any]:
-            if not console.is_terminal:
+            if hidden:
                 say(console, f"measuring {words}: {len(arguments)}")
             futures = [executor.submit(function, argument) for argument in arguments]
             return [future.result() for future in progress.track(futures, description=words)]
 
         try:
             return forecast(Inputs(stages, root, done, Path(work)), missing, jobs, free, start_up, each)
-        except BaseException:
+        except BaseException:  # do not wait for what is under way, which would write on into the folder
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             executor.shutdown(cancel_futures=True)
             raise
 
 
-def _context() -> Any:
-    """Workers are forked from a process that has the libraries; not where it would have talked to a GPU."""
-    import torch
+@contextmanager
+def _stopped_in_order() -> Iterator[None]:
+    """Let a request to end the process clean up behind itself, as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
-    if torch.accelerator.is_available() or "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    from multiprocessing import forkserver
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(LIBRARIES))
-    before = [os.dup(stream) for stream in (1, 2)]
-    _be_silent()
-    forkserver.ensure_running()
-    for stream, descriptor in enumerate(before, 1):
-        os.dup2(descriptor, stream)
-        os.close(descriptor)
-    return context
+def _load_libraries() -> None:
+    for library in LIBRARIES:
+        importlib.import_module(library)
 
 
 def _start_worker() -> None:
-    """On one thread, as stages are."""
-    _be_silent()
-    for library in LIBRARIES:
-        importlib.import_module(library)
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _be_silent() -> None:
-    """What libraries say of miniatures tells nothing of the run."""
+    """On one thread, as stages are, and silent: what libraries say of miniatures tells nothing of the run."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)
-    os.close(nowhere)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _load_libraries()
+    importlib.import_module("torch").set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """Where the parent is killed, it cannot stop its workers."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _print_table(found: Forecast, console: Console) -> None:
-    groups: dict[str, list[str]] = {}
-    for name in found.costs:
+    groups: dict[str, list[Cost]] = {}
+    for name, cost in found.costs.items():
         kind, _, rest = name.partition("/")
-        groups.setdefault(f"{kind}/{rest.partition('/')[0]}" if "/" in rest else kind, []).append(name)
+        groups.setdefault(f"{kind}/{rest.partition('/')[0]}" if "/" in rest else kind, []).append(cost)
     table = new_table(console)
     table.add_column("stages", no_wrap=True)
     for column in ("number", "time", "memory", "disk"):
         table.add_column(column, justify="right", no_wrap=True)
-    for group, names in groups.items():
-        costs = [found.costs[name] for name in names]
+    for group, costs in groups.items():
+        seconds = [cost.seconds for cost in costs if cost.seconds is not None]  # nothing is told of part of them
         table.add_row(
             group,
-            str(len(names)),
-            _sum(costs),
-            _size(found.process + max(cost.bytes.memory + cost.bytes.host for cost in costs)),
-            _size(sum(cost.bytes.left for cost in costs)),
+            str(len(costs)),
+            _time(sum(seconds)) if len(seconds) == len(costs) else "not measured",
+            in_words(found.process + max(cost.bytes.memory + cost.bytes.host for cost in costs)),
+            in_words(sum(cost.bytes.left for cost in costs)),
         )
     console.print(table)
 
 
-def _total(found: Forecast, stages: Sequence[Stage], jobs: int, missing: int) -> str:
-    words = [f"{missing} of {len(stages)} stages with --jobs {jobs}:"]
+def _total(found: Forecast, stages: Sequence[Stage], jobs: int) -> str:
+    words = [f"{len(found.costs)} of {len(stages)} stages with --jobs {jobs}:"]
     if any(cost.seconds is not None for cost in found.costs.values()):
         seconds = found.seconds(stages, jobs)
         low, high = (_time(seconds * factor) for factor in (1 - TOLERANCE, 1 + TOLERANCE))
         words.append(f"about {_time(seconds)} ({low} to {high}),")
-    words.append(f"{_size(found.memory(jobs))} of memory, {_size(found.disk(jobs))} of disk at the most")
+    words.append(f"{in_words(found.memory(jobs))} of memory, {in_words(found.disk(jobs))} of disk at the most")
     return " ".join(words)
-
-
-def _sum(costs: Sequence[Cost]) -> str:
-    """Time of some stages; nothing is told of part of them."""
-    seconds = [cost.seconds for cost in costs if cost.seconds is not None]
-    return _time(sum(seconds)) if len(seconds) == len(costs) else "not measured"
 
 
 def _time(seconds: float) -> str:
@@ -288,8 +261,3 @@ def _time(seconds: float) -> str:
     if seconds >= 3600:
         return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02} min"
     return f"{round(seconds) // 60}:{round(seconds) % 60:02} min"
-
-
-def _size(amount: float) -> str:
-    """In megabytes or gigabytes."""
-    return f"{amount / 1e9:.1f} GB" if amount >= 1e9 else f"{amount / 1e6:.0f} MB" if amount >= 1e6 else "< 1 MB"

@@ -10,17 +10,15 @@ from typing import Any
 import psutil
 
 from muscle.update import stages
-from muscle.update.estimate.inputs import MODELS, Inputs, Items, Texts, is_taught
-from muscle.update.estimate.memory import Bytes, pretraining_bytes, stage_bytes
-from muscle.update.estimate.probe import Rates, key, pretraining_steps, probe, teachers
+from muscle.update.estimate.inputs import Inputs, Items, Texts, is_taught, sides_of
+from muscle.update.estimate.memory import SMALLER, Bytes, pretraining_bytes, stage_bytes
+from muscle.update.estimate.probe import EVALUATION, TRAINING, Rates, key, pretraining_steps, probe, teachers
 from muscle.update.pipeline import Stage
 
 WHOLE = 4e7
 """Weights up to which a base is probed whole; a larger one with one and two layers."""
 PACKAGE = Rates(setup=0.5, fixed_bytes=15e3)
 """Of stages.package, which reads what other stages write, so that nothing can stand in for it."""
-TRAINING = (stages.adapt, stages.align)
-EVALUATION = (stages.evaluate, stages.evaluate_ensemble)
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class Forecast:
     """Seconds until a worker has loaded them."""
     remedies: tuple[str, ...] = ()
     """What would make it fit, where it does not."""
+    unknown: tuple[str, ...] = ()
+    """What is in none of the figures, in words."""
 
     def seconds(self, plan: Sequence[Stage], jobs: int) -> float:
         """Of the whole, scheduled as the pipeline does: next is the first stage of the plan whose inputs are there."""
@@ -101,15 +101,13 @@ def forecast(
     """
     rates = _first(inputs, missing, each)
     _count(inputs, missing, each)
-    found = Forecast({}, float(psutil.Process().memory_info().rss), start_up)
-    counted = replace(found, costs={stage.name: Cost(stage.name, None, bytes_of(stage, inputs)) for stage in missing})
-    if counted.memory(jobs) > free:
-        return replace(counted, remedies=remedies(counted, missing, inputs, jobs, free))
+    costs = {stage.name: Cost(stage.name, None, bytes_of(stage, inputs)) for stage in missing}
+    found = Forecast(costs, float(psutil.Process().memory_info().rss), start_up, unknown=_unknown(missing))
+    if found.memory(jobs) > free:
+        return replace(found, remedies=remedies(found, missing, inputs, jobs, free))
     measured, process = _measured(inputs, missing, each)
     rates |= measured
-    costs = {
-        stage.name: _cost(stage, rates.get(stage.name), counted.costs[stage.name].bytes, inputs) for stage in missing
-    }
+    costs = {stage.name: _cost(stage, rates.get(stage.name), costs[stage.name].bytes, inputs) for stage in missing}
     return replace(found, costs=costs, process=max(found.process, process))
 
 
@@ -119,48 +117,59 @@ CHANGES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "a smaller batch_size under evaluation": {"evaluation": {"batch_size": 1}},
     "teacher_cache: disk under alignment": {"alignment": {"teacher_cache": "disk"}},
     "teacher_cache: off under alignment": {"alignment": {"teacher_cache": "off"}},
-    "dtype: bfloat16 of the bases": {"base": {"dtype": "bfloat16"}},
-    "quantization: 8bit of the bases": {"base": {"quantization": "8bit"}},
-    "quantization: 4bit of the bases": {"base": {"quantization": "4bit"}},
+    **{f"{words} of the bases": {"base": change} for words, change in SMALLER.items()},
 }
 """What a recipe can say to take less memory, and the settings that it changes."""
 
 
 def remedies(counted: Forecast, missing: Sequence[Stage], inputs: Inputs, jobs: int, free: float) -> tuple[str, ...]:
-    """The changes each of which makes it fit, all of them together where none does alone; () where nothing helps."""
+    """The changes each of which makes it fit, or the needed ones together; () where nothing helps."""
 
-    def fits(changes: Iterable[str], jobs: int) -> bool:
+    def fits(changes: Iterable[str], jobs: int = 1) -> bool:
         changed = [_changed(stage, changes) for stage in missing]
         costs = {stage.name: Cost(stage.name, None, bytes_of(stage, inputs)) for stage in changed}
         return replace(counted, costs=costs).memory(jobs) <= free
 
-    alone = [words for words in CHANGES if fits([words], jobs)]
-    alone += ["--jobs 1"] if jobs > 1 and fits([], 1) else []
+    one_job = ["--jobs 1"] if jobs > 1 else []
+    alone = [words for words in CHANGES if fits([words], jobs)] + (one_job if fits([]) else [])
     if alone:
         return tuple(alone)
-    together = [words for words in CHANGES if "off" not in words and "8bit" not in words and "bfloat16" not in words]
-    needed = [words for words in together if not fits([other for other in together if other != words], 1)]
-    if not fits(together, 1):
+    needed = [words for words in CHANGES if "off" not in words and "8bit" not in words and "bfloat16" not in words]
+    if not fits(needed):
         return ()
-    return (" and ".join([*(needed if fits(needed, 1) else together), *(["--jobs 1"] if jobs > 1 else [])]),)
+    for words in list(needed):
+        without = [other for other in needed if other != words]
+        needed = without if fits(without) else needed
+    return (" and ".join([*needed, *one_job]),)
 
 
 def _changed(stage: Stage, changes: Iterable[str]) -> Stage:
     settings = dict(stage.settings)
-    for words in changes:
-        for group, values in CHANGES[words].items():
-            if group == "base":
-                for side in MODELS:
-                    if isinstance(settings.get(side), Mapping):
-                        settings[side] = {**settings[side], "base": {**settings[side]["base"], **values}}
-            elif settings.get(group):
-                settings[group] = {**settings[group], **values}
+    for group, values in (item for words in changes for item in CHANGES[words].items()):
+        if group == "base":
+            settings |= {
+                side: {**settings[side], "base": {**settings[side]["base"], **values}} for side in sides_of(stage)
+            }
+        elif settings.get(group):
+            settings[group] = {**settings[group], **values}
     return replace(stage, settings=settings)
+
+
+UNKNOWN = {
+    "search": "what a search takes beside training for its budget on gold texts: evaluations, texts of all choices",
+    "unlabelled": "answers to inputs without labels, and the time that they take: their prompts alone are counted",
+}
+"""What nothing counts, by the key of an alignment that asks for it."""
+
+
+def _unknown(missing: Sequence[Stage]) -> tuple[str, ...]:
+    asked = {name for stage in missing for name, value in (stage.settings.get("alignment") or {}).items() if value}
+    return tuple(words for name, words in UNKNOWN.items() if name in asked)
 
 
 def _first(inputs: Inputs, missing: Sequence[Stage], each: Each) -> dict[str, Rates]:
     """Tasks, tokenizers and bases, in miniature: the other stages read them."""
-    other = (*TRAINING, stages.teach, *EVALUATION, stages.package)
+    other = (*TRAINING, stages.answer, stages.teach, *EVALUATION, stages.package)
     waiting, rates = [stage for stage in missing if stage.function not in other], dict[str, Rates]()
     while waiting:
         names = {stage.name for stage in waiting}
@@ -175,11 +184,16 @@ def _count(inputs: Inputs, missing: Sequence[Stage], each: Each) -> None:
     """Texts and items, task by task, so that each task is read once."""
     tasks: dict[str, dict[str, Stage]] = {}
     for stage in missing:
-        for asked in [*_alike(stage, inputs), *([stage] if is_taught(stage) else [])]:
-            tasks.setdefault(asked.settings["task"]["name"], {})[inputs.counts_key(asked)] = asked
+        if _is_counted(stage):
+            tasks.setdefault(stage.settings["task"]["name"], {})[inputs.counts_key(stage)] = stage
     for found in each(partial(_counted, inputs), list(tasks.values()), "texts and items"):
         for name, counted in found.items():
             inputs.remember(name, counted)
+
+
+def _is_counted(stage: Stage) -> bool:
+    """Whether it reads training texts, or items that are scored here."""
+    return is_taught(stage) or (stage.function in EVALUATION and stage.settings["evaluation"]["backend"] == "hf")
 
 
 def _counted(inputs: Inputs, asked: Mapping[str, Stage]) -> dict[str, Texts | Items]:
@@ -188,72 +202,28 @@ def _counted(inputs: Inputs, asked: Mapping[str, Stage]) -> dict[str, Texts | It
 
 def _measured(inputs: Inputs, missing: Sequence[Stage], each: Each) -> tuple[dict[str, Rates], float]:
     """Rates of stages, and the bytes that a process has had after its smallest miniature."""
-    asked = {stage.name: _alike(stage, inputs) for stage in missing}
-    groups: dict[str, list[Stage]] = {}
-    for stage in (part for parts in asked.values() for part in parts):
-        groups.setdefault(key(stage, inputs), []).append(stage)
-    ends = {name: _ends(group, inputs) for name, group in groups.items()}
-    probes = [(stage, depth) for pair in ends.values() for stage in pair for depth in _depths(stage, inputs)]
+    keys, chosen = {}, dict[str, Stage]()
+    for stage in filter(_is_counted, missing):
+        # a reader's own miniature reads the texts as a stage that keeps teachers' states does
+        reads = (reader for reader in inputs.plan if stage.name in reader.inputs.values())
+        stand_in = next(reads) if stage.function is stages.teach else stage
+        keys[stage.name] = name = key(stand_in, inputs)
+        if name not in chosen or len(teachers(stand_in)) > len(teachers(chosen[name])):  # who reads most tells most
+            chosen[name] = stand_in
+    probes = [(stage, depth) for stage in chosen.values() for depth in _depths(stage, inputs)]
     results = list(each(partial(_probe, inputs), probes, "stages in miniature"))
     found = {(stage.name, depth): rate for (stage, depth), (rate, _) in zip(probes, results, strict=True)}
 
-    def end(stage: Stage) -> Rates:
+    def rates_of(stage: Stage) -> Rates:
         depths: list[Rates] = [found[stage.name, depth] for depth in _depths(stage, inputs)]
         return depths[0].between(depths[-1], inputs.layers(stage) - 1)
 
-    def rates_of(stage: Stage) -> Rates:
-        short, *long = ends[key(stage, inputs)]
-        if not long:
-            return end(short)
-        low, here, high = (inputs.texts(each).mean for each in (short, stage, long[0]))
-        return end(short).between(end(long[0]), (here - low) / (high - low))
-
-    rates = {name: _together([rates_of(part) for part in parts]) for name, parts in asked.items() if parts}
+    rates = {name: rates_of(chosen[key]) for name, key in keys.items()}
     return rates, min((process for _, process in results), default=0.0)
 
 
 def _probe(inputs: Inputs, asked: tuple[Stage, int | None]) -> tuple[Rates, float]:
     return probe(asked[0], inputs, asked[1]), float(psutil.Process().memory_info().rss)
-
-
-def _alike(stage: Stage, inputs: Inputs) -> list[Stage]:
-    """The stages whose miniatures tell what a stage costs; () where it has none."""
-    if stage.function in TRAINING:
-        return [stage]
-    if stage.function is stages.teach:  # a reader's own miniature reads the texts as well
-        return [next(reader for reader in inputs.plan if stage.name in reader.inputs.values())]
-    if stage.function not in EVALUATION or stage.settings["evaluation"]["backend"] != "hf":
-        return []
-    return [stage] if stage.function is stages.evaluate else _halves(stage)
-
-
-def _halves(stage: Stage) -> list[Stage]:
-    """An ensemble's two models, each as if it was evaluated alone."""
-    common = {name: stage.settings[name] for name in ("task", "evaluation", "split")}
-    halves = []
-    for side in ("old", "new"):
-        names = {f"{side}_base": "base", f"{side}_adapter": "adapter", "tasks_folder": "tasks_folder"}
-        folders = {names[keyword]: name for keyword, name in stage.inputs.items() if keyword in names}
-        settings = {**common, "name": side, "model": stage.settings[side]}
-        halves.append(Stage(f"{stage.name}/{side}", stages.evaluate, settings, folders))
-    return halves
-
-
-def _together(parts: Sequence[Rates]) -> Rates:
-    first = max(parts, key=lambda rates: rates.setup)
-    return replace(first, per_text=sum(rates.per_text for rates in parts)) if len(parts) > 1 else first
-
-
-def _ends(group: Sequence[Stage], inputs: Inputs) -> list[Stage]:
-    """Of stages that are alike, those to probe: of trainings the one with the shortest and that with the longest texts.
-
-    Among equals that with most teachers, which tells about both.
-    """
-    if group[0].function not in TRAINING:
-        return [group[0]]
-    ranked = sorted(group, key=lambda stage: -len(teachers(stage)))
-    short, long = (choose(ranked, key=lambda stage: inputs.texts(stage).mean) for choose in (min, max))
-    return [short, long] if inputs.texts(short).mean < inputs.texts(long).mean else [short]
 
 
 def _depths(stage: Stage, inputs: Inputs) -> tuple[int | None, ...]:
@@ -267,29 +237,29 @@ def _cost(stage: Stage, rates: Rates | None, size: Bytes, inputs: Inputs) -> Cos
         if stage.function is not stages.package:
             return Cost(stage.name, None, size)
         rates = PACKAGE
-    settings, left = stage.settings, size.left + rates.fixed_bytes
+    settings, seconds, rows = stage.settings, rates.setup, 0
     if is_taught(stage):
         texts = inputs.texts(stage)
         asked = sum(f"{side}_states" not in stage.inputs for side in teachers(stage))
-        seconds = rates.setup + texts.opening + texts.preparing + asked * texts.training * rates.per_text
+        seconds += texts.opening + texts.preparing + asked * texts.training * rates.per_text
         if stage.function in TRAINING:
-            trained, updates = _training(settings["training"], texts, rates)
-            seconds, left = seconds + trained, left + updates * rates.log_bytes
+            trained, rows = _training(settings["training"], texts, rates)
+            seconds += trained * ((settings.get("alignment") or {}).get("search") or {"budget": 1})["budget"]
     elif stage.function in EVALUATION:
-        items = inputs.items(stage).number * settings["evaluation"]["draws"]
-        seconds, left = rates.setup + rates.per_text * items, left + rates.log_bytes * items
+        rows = inputs.items(stage).number * settings["evaluation"]["draws"]
+        seconds += rates.per_text * rows
     else:
-        steps = pretraining_steps(settings)
-        seconds, left = rates.setup + steps * rates.per_step + rates.tail, left + steps * rates.log_bytes
-    return Cost(stage.name, seconds, replace(size, left=left))
+        rows = pretraining_steps(settings)
+        seconds += rows * rates.per_step + rates.tail
+    return Cost(stage.name, seconds, replace(size, left=size.left + rates.fixed_bytes + rows * rates.log_bytes))
 
 
 def _training(training: Mapping[str, Any], texts: Texts, rates: Rates) -> tuple[float, int]:
     """Seconds of all epochs, and updates."""
-    epochs, batches = training["epochs"], -(-texts.training // training["batch_size"])
+    epochs, batches = training["epochs"], -(-texts.items // training["batch_size"])
     updates = epochs * -(-batches // training["accumulation"])
     in_updates = training["batch_size"] * training["accumulation"]
-    seconds = epochs * (texts.training / in_updates * rates.per_step + texts.held_out * rates.per_held_out)
+    seconds = epochs * (texts.items / in_updates * rates.per_step + texts.held_out * rates.per_held_out)
     return seconds + (epochs - 1) * rates.boundary + rates.tail, updates
 
 
@@ -299,5 +269,4 @@ def bytes_of(stage: Stage, inputs: Inputs) -> Bytes:
         scratch = stage.settings["scratch"]
         config = inputs.written_config(stage.name)
         return pretraining_bytes(config, scratch["batch_size"], scratch["length"])
-    known = is_taught(stage) or (stage.function in EVALUATION and stage.settings["evaluation"]["backend"] == "hf")
-    return stage_bytes(stage, inputs, inputs.count(stage) if known else None)
+    return stage_bytes(stage, inputs, inputs.count(stage) if _is_counted(stage) else None)

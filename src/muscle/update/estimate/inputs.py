@@ -13,22 +13,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from msgspec import convert
 from peft import PeftConfig
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from muscle.update import stages
+from muscle.update.answers import all_choices
+from muscle.update.estimate.shapes import build, config_of, countable, cut, on_meta
 from muscle.update.load_errors import explained
 from muscle.update.lora import add_adapter
 from muscle.update.models import load_tokenizer
 from muscle.update.pipeline import Stage
-from muscle.update.recipe import Base, LoraSettings, split_revision
-from muscle.update.tasks import IGNORED, Task, TokenizedExamples
+from muscle.update.recipe import AlignmentSettings, Base, LoraSettings, merged, split_revision
+from muscle.update.tasks import Task
+from muscle.update.tokenized import TokenizedExamples
 
 MODELS = {"model": ("base", "adapter"), "old": ("old_base", "old_adapter"), "new": ("new_base", "new_adapter")}
 """Key of a stage's settings that holds a task model -> keywords of the folders that stand for its parts."""
@@ -39,6 +41,8 @@ class Texts:
     """The training and held-out texts of a task in a base's tokens, closed by the end-of-text token."""
 
     training: int
+    items: int
+    """That the training texts are made of: fewer, where a text is made of each choice."""
     held_out: int
     tokens: int
     """Of all training texts, without padding."""
@@ -55,6 +59,11 @@ class Texts:
     def mean(self) -> float:
         """Tokens of a training text."""
         return self.tokens / max(1, self.training)
+
+    @property
+    def per_item(self) -> float:
+        """Training texts of an item."""
+        return self.training / max(1, self.items)
 
 
 @dataclass(frozen=True)
@@ -110,9 +119,10 @@ class Inputs:
         task = {**settings["task"], "settings": dict(settings["task"]["settings"])}
         if texts:
             task["settings"]["num_fewshot"] = 0  # no training text has shots
-        side = next(side for side in ("model", "new") if side in settings)
-        rest = self._tokens(stage) if texts else [settings["split"], settings["evaluation"]["limit"]]
-        return json.dumps([texts, task, stage.inputs.get("tasks_folder"), rest, self._tokenizer(stage, side)])
+        rest = [_tokens(stage), *_texts_of(stage)] if texts else [settings["split"], settings["evaluation"]["limit"]]
+        file = Path(self._source(stage, student(stage))) / "tokenizer.json"  # two bases from scratch share one
+        tokenizer = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else str(file.parent)
+        return json.dumps([texts, task, stage.inputs.get("tasks_folder"), rest, tokenizer])
 
     def count(self, stage: Stage) -> Texts | Items:
         """The texts of a stage that is taught, the items of an evaluation; counted once."""
@@ -137,23 +147,28 @@ class Inputs:
         assert isinstance(counted, Items)
         return counted
 
-    def _tokens(self, stage: Stage) -> Any:
-        return stage.settings.get("tokens") or stage.settings["training"]["tokens"]
-
     def _count_texts(self, stage: Stage) -> Texts:
         started = time.perf_counter()
         task = self._open(stage)
         opened = time.perf_counter()
-        tokenizer = load_tokenizer(self._base(stage, "model" if "model" in stage.settings else "new"))
-        training, held_out = (
-            TokenizedExamples(task.examples(split, tokenizer), tokenizer, self._tokens(stage))
-            for split in stages.SPLITS
-        )
+        tokenizer = load_tokenizer(self.base(stage, student(stage)))
+        kind, unlabelled = _texts_of(stage)
+        rows = task.examples("training", tokenizer, kind), task.examples("validation", tokenizer)
+        if unlabelled:
+            every = all_choices(task.unlabelled(tokenizer))
+            rows[0].extend(every if kind == "choices" else {example.item: example for example in every}.values())
+        training, held_out = (TokenizedExamples(each, tokenizer, _tokens(stage)) for each in rows)
         prepared = time.perf_counter()
-        targets = sum(int((training[index]["labels"] != IGNORED).sum()) for index in range(len(training)))
-        longest = max(map(len, [*training.ids, *held_out.ids]), default=1)
-        tokens = sum(map(len, training.ids))
-        return Texts(len(training), len(held_out), tokens, targets, longest, opened - started, prepared - opened)
+        return Texts(
+            training=len(training),
+            items=len(training.items),
+            held_out=len(held_out),
+            tokens=sum(map(len, training.ids)),
+            targets=sum(training.targets),
+            longest=max(map(len, [*training.ids, *held_out.ids]), default=1),
+            opening=opened - started,
+            preparing=prepared - opened,
+        )
 
     def _count_items(self, stage: Stage) -> Items:
         key = json.dumps(stage.settings["task"])
@@ -162,7 +177,7 @@ class Inputs:
         task, settings = self._tasks[key], stage.settings
         evaluated = task.for_evaluation(settings["split"])
         number = len(evaluated.eval_docs)
-        tokenizer = load_tokenizer(self._base(stage, "model" if "model" in settings else "new"))
+        tokenizer = load_tokenizer(self.base(stage, student(stage)))
         rows = task.examples("training", tokenizer)[:SAMPLE]
         texts = [len(ids) for ids in tokenizer([row.context + row.answer for row in rows])["input_ids"]]
         answers = [len(ids) for ids in tokenizer([row.answer for row in rows])["input_ids"]]
@@ -198,44 +213,31 @@ class Inputs:
         """Settings and folders to call a stage's function with, its models replaced by stand-ins."""
         settings = {**stage.settings, **changes}
         folders = {keyword: self.folder(name) for keyword, name in stage.inputs.items()}
-        for side, (base_keyword, adapter_keyword) in MODELS.items():
-            if not isinstance(settings.get(side), Mapping):
-                continue
-            base = self._stand_in(stage, side, layers)
-            lora = self.lora(stage, side)
+        for side in sides_of(stage):
+            base, lora = self._stand_in(stage, side, layers), self.lora(stage, side)
             adapter = self._adapter(base, lora) if lora else None
-            settings[side] = {**settings[side], "base": {**settings[side]["base"], "base": base}, "adapter": adapter}
-            instead = (base_keyword, adapter_keyword, f"{side}_states")  # states of stand-ins are made on the spot
+            settings[side] = {**settings[side], "base": base.as_dict(), "adapter": adapter}
+            instead = (*MODELS[side], f"{side}_states", "answers")  # states of stand-ins are made on the spot
             folders = {key: path for key, path in folders.items() if key not in instead}
         return settings, folders
 
     def config(self, stage: Stage, side: str) -> PretrainedConfig:
         """The configuration of a side's base: "model", "old" or "new"."""
-        return self._config(str(self._source(stage, side)), stage.settings[side]["base"]["trust_remote_code"])
+        return config_of(self.base(stage, side))
 
     def written_config(self, name: str) -> PretrainedConfig:
         """Of the base that a stage writes."""
-        return self._config(str(self.folder(name)), False)
-
-    @staticmethod
-    @lru_cache
-    def _config(source: str, trust_remote_code: bool) -> PretrainedConfig:
-        name, revision = split_revision(source)
-        with explained("base", source):
-            config: PretrainedConfig = AutoConfig.from_pretrained(
-                name, revision=revision, trust_remote_code=trust_remote_code
-            )
-        return config
+        return config_of(Base(base=str(self.folder(name))))
 
     def layers(self, stage: Stage) -> int:
         """Of the deepest of a stage's bases."""
-        sides = [side for side in MODELS if isinstance(stage.settings.get(side), Mapping)]
-        return max(int(self.config(stage, side).get_text_config().num_hidden_layers) for side in sides)
+        return max(int(self.config(stage, side).get_text_config().num_hidden_layers) for side in sides_of(stage))
 
     def parameters(self, stage: Stage, layers: int | None) -> int:
-        """Weights of the base that is trained or evaluated."""
-        config = self.config(stage, "model" if "model" in stage.settings else "new")
-        return sum(weight.numel() for weight in on_meta(cut(config, layers)).parameters())
+        """Weights of the base that is trained, or of those that are evaluated."""
+        sides = [student(stage)] if is_taught(stage) else sides_of(stage)
+        models = (on_meta(cut(self.config(stage, side), layers)) for side in sides)
+        return sum(weight.numel() for model in models for weight in model.parameters())
 
     def lora(self, stage: Stage, side: str) -> LoraSettings | None:
         """Shape of the adapter that a side is loaded with; None where there is none."""
@@ -254,11 +256,6 @@ class Inputs:
             writer = self._writers.get(writer.inputs.get("new_adapter", ""))
         return None
 
-    def shape(self, stage: Stage, side: str) -> dict[str, Any] | None:
-        """`lora` in plain values."""
-        found = self.lora(stage, side)
-        return found.as_dict() if found else None
-
     def architecture(self, stage: Stage, side: str) -> str:
         """Equal where two bases have equal shapes."""
         config = self.config(stage, side).to_dict()
@@ -267,33 +264,35 @@ class Inputs:
         loaded = [stage.settings[side]["base"][name] for name in ("dtype", "quantization")]
         return json.dumps([config, loaded], sort_keys=True, default=str)
 
-    def _tokenizer(self, stage: Stage, side: str) -> str:
-        """Equal where two bases share one tokenizer, as two from scratch do."""
-        file = Path(self._source(stage, side)) / "tokenizer.json"
-        return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else str(self._source(stage, side))
-
     def _source(self, stage: Stage, side: str) -> str | Path:
         written = stage.inputs.get(MODELS[side][0])
         return self.folder(written) if written else stage.settings[side]["base"]["base"]
 
-    def _base(self, stage: Stage, side: str) -> Base:
+    def base(self, stage: Stage, side: str) -> Base:
+        """Where a side's base is, or its stand-in, and how it is loaded."""
         return convert({**stage.settings[side]["base"], "base": str(self._source(stage, side))}, Base)
 
-    def _stand_in(self, stage: Stage, side: str, layers: int | None) -> str:
+    def _stand_in(self, stage: Stage, side: str, layers: int | None) -> Base:
+        base = self.base(stage, side)
+
         def write(folder: Path) -> None:
-            config, base = cut(self.config(stage, side), layers), self._base(stage, side)
+            config = cut(config_of(base), layers)
             dtype = getattr(torch, base.dtype) if base.dtype != "auto" else config.dtype
-            AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32).save_pretrained(folder)  # type: ignore[no-untyped-call]
+            with countable(config):
+                build(config, dtype=dtype or torch.float32).save_pretrained(folder)
             load_tokenizer(base).save_pretrained(folder)
 
-        return self._made("bases", f"{self.architecture(stage, side)} {layers} {self._source(stage, side)}", write)
+        folder = self._made("bases", f"{self.architecture(stage, side)} {layers} {base.base}", write)
+        return merged(base, {"base": folder})
 
-    def _adapter(self, base: str, lora: LoraSettings) -> str:
+    def _adapter(self, base: Base, lora: LoraSettings) -> str:
         def write(folder: Path) -> None:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base)
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                base.base, trust_remote_code=base.trust_remote_code
+            )
             add_adapter(model.requires_grad_(False), lora, 0).save_pretrained(folder)
 
-        return self._made("adapters", json.dumps([base, lora.as_dict()]), write)
+        return self._made("adapters", json.dumps([base.base, lora.as_dict()]), write)
 
     def _made(self, kind: str, key: str, write: Callable[[Path], None]) -> str:
         """A folder for all processes that ask for the same; the first to have written it is taken."""
@@ -307,31 +306,38 @@ class Inputs:
         return str(folder)
 
 
+def sides_of(stage: Stage) -> list[str]:
+    """Keys of a stage's settings that hold a task model."""
+    return [side for side in MODELS if isinstance(stage.settings.get(side), Mapping)]
+
+
+def student(stage: Stage) -> str:
+    """The side whose tokenizer makes the texts, and whose model is trained or evaluated."""
+    return "model" if "model" in stage.settings else "new"
+
+
 def is_taught(stage: Stage) -> bool:
     """Whether it reads training texts."""
     return stage.function in (stages.adapt, stages.align, stages.teach)
 
 
-def texts_per_step(stage: Stage) -> int:
-    """Texts of an update."""
-    training = stage.settings["training"]
-    return int(training["batch_size"] * training["accumulation"])
+def alignment_of(stage: Stage) -> AlignmentSettings:
+    """What an alignment learns from; of a search, what its budget is counted by, with both teachers."""
+    settings = convert(stage.settings.get("alignment") or {"weight": None}, AlignmentSettings)
+    gold = {"search": None, "texts": "gold", "unlabelled": False, "level": "token", "weight": "mixture"}
+    return merged(settings, gold) if settings.search else settings
 
 
-def cut(config: PretrainedConfig, layers: int | None) -> PretrainedConfig:
-    """The configuration with fewer layers."""
-    if layers is None:
-        return config
-    config = type(config).from_dict(config.to_dict())
-    text = config.get_text_config()
-    text.num_hidden_layers = min(layers, text.num_hidden_layers)
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[: text.num_hidden_layers]
-    return config
+def texts_per_batch(stage: Stage, texts: Texts) -> int:
+    """Texts that go forward at once: a batch is so many items."""
+    return math.ceil(texts.per_item * int(stage.settings["training"]["batch_size"]))
 
 
-def on_meta(config: PretrainedConfig) -> PreTrainedModel:
-    """A model without storage, which has the shapes of its weights alone."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    return model.requires_grad_(False)
+def _tokens(stage: Stage) -> Any:
+    return stage.settings.get("tokens") or stage.settings["training"]["tokens"]
+
+
+def _texts_of(stage: Stage) -> tuple[Literal["gold", "choices"], bool]:
+    """Which texts are made of an item, and whether there are more of inputs without labels."""
+    found = alignment_of(stage)
+    return stage.settings.get("texts", found.texts), stage.settings.get("unlabelled", found.unlabelled)

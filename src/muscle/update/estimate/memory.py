@@ -21,29 +21,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from msgspec import convert
-from peft import PeftModel
-from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from muscle.update import stages
-from muscle.update.estimate.inputs import Inputs, Items, Texts, on_meta
-from muscle.update.heads import output_head
-from muscle.update.lora import add_adapter
+from muscle.update.estimate.inputs import (
+    Inputs,
+    Items,
+    Texts,
+    alignment_of,
+    sides_of,
+    texts_per_batch,
+)
+from muscle.update.estimate.shapes import adapter_weights, saved_bytes, weights
 from muscle.update.losses import LEAST_ROWS, LOGITS_AT_A_TIME
 from muscle.update.packed import LOGITS, TOKENS
 from muscle.update.pipeline import Stage
-from muscle.update.recipe import AlignmentSettings, LoraSettings
+from muscle.update.recipe import LoraSettings
+from muscle.update.teacher_cache import state_size
 
 FLOAT = 4
 ADAM = 4 * FLOAT
 """Bytes of a trained weight: itself, its gradient, two moments."""
 HEAD_COPIES = 6
 """Arrays of logits that live at once where a divergence of two teachers is computed, in float32."""
+SMALLER: Mapping[str, Mapping[str, str]] = {
+    "dtype: bfloat16": {"dtype": "bfloat16"},
+    "quantization: 8bit": {"quantization": "8bit"},
+    "quantization: 4bit": {"quantization": "4bit"},
+}
+"""What makes a base take less, in a recipe's words and in settings."""
 QUANTIZED = {"8bit": 1.0, "4bit": 0.55}
 """Bytes of a quantized weight, its scales included."""
 
@@ -71,15 +81,15 @@ def stage_bytes(stage: Stage, inputs: Inputs, counted: Texts | Items | None) -> 
         counted: Its texts or items; None where they are not counted, and only weights are to be.
     """
     settings = stage.settings
-    if stage.function in (stages.evaluate, stages.evaluate_ensemble):
+    if stage.function in (stages.evaluate, stages.evaluate_ensemble, stages.answer):
         if settings["evaluation"]["backend"] != "hf":
             return Bytes(0)  # a server, or an engine that takes what it is given
-        sides = [side for side in ("model", "old", "new") if isinstance(settings.get(side), Mapping)]
+        sides = sides_of(stage)
         read = (_evaluated(inputs.config(stage, side), settings["evaluation"], counted) for side in sides)
         return Bytes(sum(_loaded(stage, inputs, side) for side in sides) + max(read))
     texts = counted if isinstance(counted, Texts) else None
     if stage.function is stages.adapt:
-        return _training(settings, inputs.config(stage, "model"), settings["model"]["base"], settings["lora"], texts)
+        return _training(stage, inputs, "model", settings["lora"], texts)
     if stage.function is stages.align:
         return _alignment(stage, inputs, texts)
     if stage.function is stages.teach:
@@ -91,38 +101,31 @@ def stage_bytes(stage: Stage, inputs: Inputs, counted: Texts | Items | None) -> 
 
 def pretraining_bytes(config: PretrainedConfig, batch_size: int, length: int) -> Bytes:
     """What pretraining a base takes: all its weights are trained."""
-    weights = sum(weight.numel() for weight in on_meta(config).parameters())
-    memory = ADAM * weights + saved_bytes(config, None, batch_size, length) + _head(config, batch_size * length)
-    return Bytes(memory, left=FLOAT * weights, passing=3 * FLOAT * weights)
+    trained, _ = weights(config)
+    memory = ADAM * trained + saved_bytes(config, None, batch_size, length) + _head(config, batch_size * length)
+    return Bytes(memory, left=FLOAT * trained, passing=3 * FLOAT * trained)
 
 
 def _alignment(stage: Stage, inputs: Inputs, texts: Texts | None) -> Bytes:
-    settings = stage.settings
-    alignment = convert(settings["alignment"], AlignmentSettings)
-    lora = settings["lora"] or (inputs.lora(stage, "new") or LoraSettings()).as_dict()
-    base, config = settings["new"]["base"], inputs.config(stage, "new")
+    alignment = alignment_of(stage)
+    lora = stage.settings["lora"] or (inputs.lora(stage, "new") or LoraSettings()).as_dict()
     old = _loaded(stage, inputs, "old") if "old" in alignment.teachers else 0.0
-    cache = sum(cache_bytes(stage, inputs, side, texts) for side in alignment.teachers)
     if alignment.teacher_cache == "off":
+        config = inputs.config(stage, "new")
         initial = FLOAT * adapter_weights(config, convert(lora, LoraSettings)) if "new" in alignment.teachers else 0
-        return _training(settings, config, base, lora, texts, beside=old + initial)
-    head = head_bytes(stage, inputs, "old") if old else 0.0
-    found = _training(settings, config, base, lora, texts, beside=head)
-    in_memory, of_its_own = alignment.teacher_cache == "memory", "old_states" not in stage.inputs
-    return replace(
-        found,
-        memory=max(found.memory, old),  # whose body is freed before the student is loaded
-        host=cache if in_memory else 0.0,
-        passing=found.passing + (0.0 if in_memory or not of_its_own else cache),
-    )
+        return _training(stage, inputs, "new", lora, texts, beside=old + initial)
+    found = _training(stage, inputs, "new", lora, texts, beside=head_bytes(stage, inputs, "old") if old else 0.0)
+    found = replace(found, memory=max(found.memory, old))  # whose body is freed before the student is loaded
+    cache = sum(cache_bytes(stage, inputs, side, texts) for side in alignment.teachers)
+    if alignment.teacher_cache == "memory":
+        return replace(found, host=cache)
+    return found if "old_states" in stage.inputs else replace(found, passing=found.passing + cache)
 
 
 def cache_bytes(stage: Stage, inputs: Inputs, side: str, texts: Texts | None) -> float:
-    """A teacher's states: H numbers for each target."""
-    config, base = inputs.config(stage, side).get_text_config(), stage.settings[side]["base"]
-    kept = stage.settings.get("kept") or stage.settings["alignment"]["cache_dtype"]
-    dtype = getattr(torch, kept) if kept != "auto" else _dtype(base, config)
-    return float(texts.targets * config.hidden_size * dtype.itemsize) if texts else 0.0
+    """A teacher's states over its training texts."""
+    kept = stage.settings.get("kept") or alignment_of(stage).cache_dtype
+    return float(texts.targets * state_size(inputs.config(stage, side), inputs.base(stage, side), kept)) if texts else 0
 
 
 def head_bytes(stage: Stage, inputs: Inputs, side: str) -> float:
@@ -132,19 +135,13 @@ def head_bytes(stage: Stage, inputs: Inputs, side: str) -> float:
 
 
 def _training(
-    settings: Mapping[str, Any],
-    config: PretrainedConfig,
-    base: Mapping[str, Any],
-    lora: Mapping[str, Any],
-    texts: Texts | None,
-    beside: float = 0.0,
+    stage: Stage, inputs: Inputs, side: str, lora: Mapping[str, Any], texts: Texts | None, beside: float = 0.0
 ) -> Bytes:
     """Bytes of training an adapter, and of what is there beside it."""
-    shape, training = convert(lora, LoraSettings), settings["training"]
-    weights, adapter = base_bytes(config, base), adapter_weights(config, shape)
-    working = 0.0
+    config, shape, training = inputs.config(stage, side), convert(lora, LoraSettings), stage.settings["training"]
+    kept, working = FLOAT * adapter_weights(config, shape), 0.0
     if texts:
-        batch = min(training["batch_size"], texts.training)
+        batch = min(texts_per_batch(stage, texts), texts.training)
         saved = saved_bytes(config, shape, batch, texts.longest)
         if training["gradient_checkpointing"]:
             layers = config.get_text_config().num_hidden_layers
@@ -153,8 +150,7 @@ def _training(
         if training["precision"] != "float32":
             saved *= 0.6  # half the bytes, but norms and softmaxes
         working = saved + _head(config, batch * texts.longest)
-    memory = weights + beside + ADAM * adapter + working
-    kept = FLOAT * adapter
+    memory = base_bytes(config, stage.settings[side]["base"]) + beside + ADAM // FLOAT * kept + working
     return Bytes(memory, left=kept, passing=2 * 3 * kept)  # the last and the best checkpoint, with Adam's moments
 
 
@@ -198,78 +194,8 @@ def _dtype(base: Mapping[str, Any], config: PretrainedConfig) -> torch.dtype:
 
 def base_bytes(config: PretrainedConfig, base: Mapping[str, Any]) -> float:
     """Bytes of a base's weights as they are loaded."""
-    total, quantized = _weights(_Shape(config))
+    total, quantized = weights(config)
     size = _dtype(base, config.get_text_config()).itemsize
     if base["quantization"]:
         return (total - quantized) * 2 + quantized * QUANTIZED[base["quantization"]]
     return float(total * size)
-
-
-class _Shape:
-    """A configuration that knows its equals, so that nothing is counted twice."""
-
-    def __init__(self, config: PretrainedConfig) -> None:
-        self.config, self._text = config, config.to_json_string()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Shape) and self._text == other._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-
-@lru_cache
-def _weights(shape: _Shape) -> tuple[int, int]:
-    """Weights in all, tied ones once, and those of linear layers but the head, which bitsandbytes quantizes."""
-    model = on_meta(shape.config)
-    head = output_head(model)
-    linear = (each.weight.numel() for each in model.modules() if isinstance(each, nn.Linear) and each is not head)
-    return sum(weight.numel() for weight in model.parameters()), sum(linear)
-
-
-def adapter_weights(config: PretrainedConfig, lora: LoraSettings) -> int:
-    """Weights of an adapter, as PEFT makes it."""
-    return _adapter_weights(_Shape(config), lora)
-
-
-@lru_cache
-def _adapter_weights(shape: _Shape, lora: LoraSettings) -> int:
-    return sum(weight.numel() for weight in _adapted(shape.config, lora).parameters() if weight.requires_grad)
-
-
-def _adapted(config: PretrainedConfig, lora: LoraSettings) -> PeftModel:
-    with torch.device("meta"):
-        return add_adapter(on_meta(config), lora, 0)
-
-
-def saved_bytes(config: PretrainedConfig, lora: LoraSettings | None, batch: int, length: int) -> float:
-    """Bytes that the body's forward pass keeps for the backward pass, by running it on the meta device.
-
-    Args:
-        config: Of the base.
-        lora: Shape of the adapter that is trained; None trains the whole base.
-        batch: Texts.
-        length: Tokens of each, padding included.
-    """
-    return _saved_bytes(_Shape(config), lora, batch, length)
-
-
-@lru_cache
-def _saved_bytes(shape: _Shape, lora: LoraSettings | None, batch: int, length: int) -> float:
-    config = shape.config
-    model = _adapted(config, lora).get_base_model() if lora else on_meta(config).requires_grad_(True)
-    own = {weight.untyped_storage()._cdata for weight in model.parameters()}
-    kept: dict[int, Tensor] = {}
-    fused = getattr(config.get_text_config(), "_attn_implementation", "sdpa") != "eager"
-
-    def pack(tensor: Tensor) -> Tensor:
-        attention = fused and tensor.dim() == 4 and tensor.shape[-2:] == (length, length)  # no fused kernel keeps it
-        if tensor.untyped_storage()._cdata not in own and not attention:
-            kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    body: Any = model.base_model
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        mask = torch.ones(batch, 1, length, length, dtype=torch.bool)
-        body.train()(input_ids=torch.zeros(batch, length, dtype=torch.long), attention_mask=mask, use_cache=False)
-        return float(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))

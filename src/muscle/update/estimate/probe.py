@@ -26,13 +26,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from msgspec import convert
-
 from muscle.update import stages
-from muscle.update.estimate.inputs import MODELS, Inputs, Texts, texts_per_step
+from muscle.update.estimate.inputs import Inputs, Texts, alignment_of, is_taught, sides_of, student
 from muscle.update.pipeline import CHECKPOINTS, Stage
-from muscle.update.recipe import AlignmentSettings, SideName
+from muscle.update.recipe import SideName
 
+TRAINING = (stages.adapt, stages.align)
+EVALUATION = (stages.evaluate, stages.evaluate_ensemble)
 UPDATES = 4
 """Per epoch of a training's miniature, which has two epochs."""
 PRETRAINING_STEPS = 12
@@ -80,30 +80,29 @@ def probe(stage: Stage, inputs: Inputs, layers: int | None = None) -> Rates:
         inputs: What it reads.
         layers: Of the bases, where they are cut; None leaves them whole.
     """
-    if stage.function in (stages.adapt, stages.align):
+    if stage.function in TRAINING:
         return _training(stage, inputs, layers)
-    if stage.function is stages.evaluate:
+    if stage.function in EVALUATION:
         return _evaluation(stage, inputs, layers)
     return _other(stage, inputs)
 
 
 def _training(stage: Stage, inputs: Inputs, layers: int | None) -> Rates:
     """One miniature of two epochs, its time divided by what it reports after each update and each teacher's batch."""
-    texts, real = inputs.texts(stage), texts_per_step(stage)
-    flops = 6 * inputs.parameters(stage, layers) * texts.mean
+    texts, training = inputs.texts(stage), dict(stage.settings["training"])
+    training |= {"epochs": 2, "warmup_steps": 0, "early_stopping": None, "report_to": [], "deepspeed": None}
+    real = training["batch_size"] * training["accumulation"]  # items of an update
+    flops = 6 * inputs.parameters(stage, layers) * texts.mean * texts.per_item
     batch = max(1, min(real, int(TRAINING_FLOPS / flops)))
-    training = dict(stage.settings["training"]) | {
-        "epochs": 2,
-        "warmup_steps": 0,
-        "early_stopping": None,
-        "report_to": [],
-        "deepspeed": None,
-    }
-    if batch < real:  # then a text's share of an update is what a miniature can afford to measure
+    if batch < real:  # then an item's share of an update is what a miniature can afford to measure
         training |= {"batch_size": batch, "accumulation": 1}
-    count = min((UPDATES if batch == real else 2) * batch, texts.training)
-    task = inputs.with_texts(stage.settings["task"], count)
-    ran = _timed(stage, inputs, {"task": task, "training": training}, layers)
+    items = min((UPDATES if batch == real else 2) * batch, texts.items)
+    count = round(items * texts.per_item)
+    task = inputs.with_texts(stage.settings["task"], items)
+    changes: dict[str, Any] = {"task": task, "training": training}
+    if stage.settings.get("alignment"):
+        changes["alignment"] = alignment_of(stage).as_dict() | {"unlabelled": False}
+    ran = _timed(stage, inputs, changes, layers)
     log = (ran.folder / "log.jsonl").read_bytes()
     updates = sum(b'"loss"' in line for line in log.splitlines())
     before, told = ran.told[:-updates], ran.told[-updates:]
@@ -113,8 +112,8 @@ def _training(stage: Stage, inputs: Inputs, layers: int | None) -> Rates:
     each = statistics.median(within) if within else intervals[0] / 2
     reading = [b - a for a, b in pairwise(before)]  # of batches, and once the new teacher's set-up
     read = count * len(teachers(stage)) if before else 0
-    per_read = statistics.median(reading) * len(before) / read if len(reading) > 1 else FORWARD * each / batch
-    per_held_out = FORWARD * each / batch
+    per_held_out = FORWARD * each / (batch * texts.per_item)
+    per_read = statistics.median(reading) * len(before) / read if len(reading) > 1 else per_held_out
     held_out = inputs.held_out(stage, task) * per_held_out
     return Rates(
         setup=max(0.0, told[0] - ran.started - each - read * per_read - _preparing(texts, count)),
@@ -132,7 +131,7 @@ def teachers(stage: Stage) -> tuple[SideName, ...]:
     """The task models whose states over the training texts a stage keeps or asks for."""
     if stage.function is stages.teach:
         return ("old",) if "old" in stage.settings else ("new",)
-    alignment = convert(stage.settings.get("alignment", {"weight": None}), AlignmentSettings)
+    alignment = alignment_of(stage)
     return () if alignment.teacher_cache == "off" else alignment.teachers
 
 
@@ -159,7 +158,10 @@ def _evaluation(stage: Stage, inputs: Inputs, layers: int | None) -> Rates:
 
 def _other(stage: Stage, inputs: Inputs) -> Rates:
     """Pretraining with few steps; whatever has none is run whole. What it writes stands for the stage's output."""
-    changes = _shorter(stage.settings)
+    steps, changes = min(PRETRAINING_STEPS, pretraining_steps(stage.settings)), dict[str, Any]()
+    if steps:
+        scratch = stage.settings.get("scratch")
+        changes = {"scratch": {**scratch, "steps": steps}} if scratch else {"steps": steps}
     ran = _timed(stage, inputs, changes, None, inputs.folder(stage.name))
     if not changes:
         return Rates(setup=ran.ended - ran.started, fixed_bytes=_size(ran.folder, without=()))
@@ -176,14 +178,6 @@ def _other(stage: Stage, inputs: Inputs) -> Rates:
 def pretraining_steps(settings: Mapping[str, Any]) -> int:
     """How many a stage has; 0 where it pretrains nothing."""
     return int(settings.get("steps") or settings.get("scratch", {}).get("steps") or 0)
-
-
-def _shorter(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that change for few steps."""
-    steps = min(PRETRAINING_STEPS, pretraining_steps(settings))
-    if not steps:
-        return {}
-    return {"scratch": {**settings["scratch"], "steps": steps}} if "scratch" in settings else {"steps": steps}
 
 
 @dataclass(frozen=True)
@@ -246,24 +240,22 @@ def _size(folder: Path, without: tuple[str, ...]) -> float:
 def key(stage: Stage, inputs: Inputs) -> str:
     """Equal for stages of equal rates: what decides no cost, or little, is left out.
 
-    Trainings differ further by their texts. Plain cross-entropy costs the same from a fresh adapter and from one that
-    is there; two teachers, of which each target has one, the same however they are weighed.
+    Plain cross-entropy costs the same from a fresh adapter and from one that is there; two teachers, of which each
+    target has one, the same however they are weighed.
     """
     settings = stage.settings
-    models = {side: _model(stage, inputs, side) for side in MODELS if isinstance(settings.get(side), Mapping)}
-    if stage.function is stages.evaluate:
-        return json.dumps(["evaluation", settings["task"], settings["evaluation"], models], sort_keys=True)
+    models = {side: (inputs.architecture(stage, side), _shape(stage, inputs, side)) for side in sides_of(stage)}
+    if not is_taught(stage):
+        return json.dumps([settings["task"], settings["evaluation"], models], sort_keys=True)
     training = {name: value for name, value in settings["training"].items() if name not in CHANGES_NO_RATE}
-    alignment = settings.get("alignment") or {}
-    kept = [alignment["teacher_cache"], alignment["cache_dtype"]] if alignment.get("weight") else []
+    alignment = alignment_of(stage)
+    kept = [alignment.teacher_cache, alignment.cache_dtype, alignment.level] if alignment.weight else []
     flips = [settings["task"], settings["evaluation"]] if settings.get("evaluation") else []
-    student = models.pop("model", None) or models.pop("new")
-    lora = settings["lora"] or inputs.shape(stage, "new")
-    chat = settings["task"]["settings"]["chat_template"]
-    return json.dumps(
-        ["training", student[0], lora, models if kept else {}, training, kept, flips, chat], sort_keys=True
-    )
+    base, shape = models.pop(student(stage))
+    rest = [settings["lora"] or shape, models if kept else {}, training, kept, flips]
+    return json.dumps([inputs.counts_key(stage), base, *rest], sort_keys=True)
 
 
-def _model(stage: Stage, inputs: Inputs, side: str) -> list[Any]:
-    return [inputs.architecture(stage, side), inputs.shape(stage, side)]
+def _shape(stage: Stage, inputs: Inputs, side: str) -> dict[str, Any] | None:
+    lora = inputs.lora(stage, side)
+    return lora.as_dict() if lora else None

@@ -96,7 +96,7 @@ def measure_task(task: str, logs: Mapping[str, Path], *, several_draws: bool = F
         MuscleError: A log is damaged, or logs hold nothing that can be compared.
     """
     there = {name: folder for name, folder in logs.items() if any(folder.rglob("samples_*.jsonl"))}
-    reading = _Reading.of(list(there.values()), several_draws) if there else None
+    reading = Reading.of(list(there.values()), several_draws) if there else None
     return TaskFigures(
         task=task,
         kind=reading.kind if reading else None,
@@ -108,7 +108,7 @@ def measure_task(task: str, logs: Mapping[str, Path], *, several_draws: bool = F
 
 
 @dataclass(frozen=True)
-class _Reading:
+class Reading:
     """How the logs of a task are read, which follows from what is in them."""
 
     kind: Kind
@@ -119,7 +119,7 @@ class _Reading:
     """For `compare`."""
 
     @classmethod
-    def of(cls, logs: Sequence[Path], several_draws: bool) -> _Reading:
+    def of(cls, logs: Sequence[Path], several_draws: bool) -> Reading:
         options: dict[str, Any] = {"duplicates": "draws"} if several_draws else {}
         file = find(logs[0], EXPECTED)[0]
         row = file.first_row
@@ -144,7 +144,7 @@ def _scores(logs: Sequence[Path], metric: str, options: Mapping[str, Any]) -> It
             yield task.scores[~np.isnan(task.scores)]
 
 
-def _measure(logs: Mapping[str, Path], model: str, reading: _Reading | None) -> Figures:
+def _measure(logs: Mapping[str, Path], model: str, reading: Reading | None) -> Figures:
     """The figures of one model, as far as the logs that are there tell them."""
     if reading is None or "old" not in logs:
         return Figures()
@@ -165,7 +165,7 @@ def _measure(logs: Mapping[str, Path], model: str, reading: _Reading | None) -> 
     )
 
 
-def _of_new(update: Update, reading: _Reading, *, as_compatible: bool = False) -> dict[str, Any]:
+def _of_new(update: Update, reading: Reading, *, as_compatible: bool = False) -> dict[str, Any]:
     """Figures of an update from old to new, or from old to what is to be called compatible."""
     smooth, unit = update.smooth, reading.unit
     if reading.kind != "graded":
@@ -184,7 +184,7 @@ def _of_new(update: Update, reading: _Reading, *, as_compatible: bool = False) -
     return {**shared, "score_new": _times(score_new, unit), "score_gap": _times(gap, unit), **rates}
 
 
-def _changes(comparison: Comparison, reading: _Reading) -> dict[str, Estimate]:
+def _changes(comparison: Comparison, reading: Reading) -> dict[str, Estimate]:
     """What the compatible model changes against the new one."""
     alignment = comparison.alignment
     assert alignment is not None

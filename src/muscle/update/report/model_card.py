@@ -29,6 +29,8 @@ _CONTROLS = {
     "old_teacher": "learns from the old model only",
     "reseeded": "the new adapter trained with another seed: the flips that chance alone makes",
     "ensemble": "old and new model together at inference",
+    "reranked": "answers of the new model, ranked by the old one; both at inference",
+    "gated": "the answer of whichever model is surer; both at inference",
 }
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

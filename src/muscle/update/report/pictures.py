@@ -15,7 +15,7 @@ from muscle.measure import Estimate
 from muscle.measure.report.files import replace_whole
 from muscle.measure.statistics import FloatArray
 from muscle.update.report.study import TaskResult
-from muscle.update.report.tables import Row, Table, tables
+from muscle.update.report.tables import Row, Table, model_label, tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,7 +104,7 @@ def _draw_panel(axes: Axes, rows: Sequence[Row]) -> None:
     ):
         values, reach = _drawable(rates)
         axes.barh(places + offset, values, 0.38, xerr=reach, color=colour, label=label, error_kw={"elinewidth": 0.8})
-    axes.set_yticks(places, ["new", *(_plain(row.model) for row in rows)])
+    axes.set_yticks(places, ["new", *(_plain(model_label(row.model)) for row in rows)])
     axes.set_ylim(len(rows) + 0.6, -0.6)
     axes.set_title(_plain(f"{rows[0].task}, {rows[0].update}, {rows[0].run}"), loc="left", fontsize="medium")
 

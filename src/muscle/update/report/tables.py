@@ -87,6 +87,8 @@ _BY_KIND: tuple[tuple[Kind, str, str], ...] = (
 )
 _MARKUP = re.compile(r"[^\w\s.,()/+>:-]|(?<!-)>|:(?! )|(?<=www)\.|(?<![^\W_])_|_(?![^\W_])", re.IGNORECASE)
 """Punctuation that may have a meaning in Markdown where it stands: not the _ in cross_entropy or the > in 1->2."""
+_LABELS = {"reranked": "re-ranked (both models)", "gated": "gated (both models)"}
+"""What readers see in place of names that say too little."""
 LEGEND = (
     "Percent of all test items, changes in points; comp. and _c: the model named takes the place of new; change: comp. "
     "minus new; gap: new minus old; graded: flips are grades that rose or fell; - is unknown; paper: what it published."
@@ -196,8 +198,13 @@ def _groups(table: Table) -> Iterator[tuple[str, list[tuple[str, Row]]]]:
 
 def _label(table: Table, row: Row, several: bool) -> str:
     if table.by == "model" or row.source == "paper":
-        return row.model
+        return model_label(row.model)
     return f"{row.update}, {row.run}" if several else row.update
+
+
+def model_label(model: str) -> str:
+    """What readers see of a model, by its name in a run."""
+    return _LABELS.get(model, model)
 
 
 def _cell(figures: Figures, column: Column) -> str:
@@ -227,7 +234,7 @@ def write_markdown(results: Sequence[TaskResult], file: Path) -> None:
         ]
         lines.append(_line(["---"] * len(headers) + ["--:"] * len(table.columns)))
         for row in table.rows:
-            names = [row.task, row.update, row.run, row.model if table.by == "model" else row.source]
+            names = [row.task, row.update, row.run, model_label(row.model) if table.by == "model" else row.source]
             lines.append(_line([*map(inert, names), *(_cell(row.figures, column) for column in table.columns)]))
         lines.append("")
     lines += [LEGEND, "", *(f"- {inert(line)}" for line in _missing(results))]

@@ -1,0 +1,62 @@
+"""Whether two bases read the texts of a task as the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from transformers import PreTrainedTokenizerBase
+
+from muscle.errors import MuscleError, quoted
+from muscle.update.models import load_tokenizer
+from muscle.update.recipe import Base
+from muscle.update.tasks import Task
+
+
+def check_same_tokenizer(
+    old: Base, new: Base, new_tokenizer: PreTrainedTokenizerBase, task: Task, further: Iterable[str] = ()
+) -> None:
+    """Same means: identical ids on all training, validation and evaluation text, whatever else the tokenizers hold.
+
+    Args:
+        old: The old base.
+        new: The new base.
+        new_tokenizer: Its tokenizer.
+        task: Its gold texts, and all text of its evaluation.
+        further: Other texts that are learnt from.
+
+    Raises:
+        MuscleError: There is a text that they tokenize differently.
+    """
+    old_tokenizer = load_tokenizer(old)
+    definition = _definition(new_tokenizer)
+    if definition and definition == _definition(old_tokenizer):
+        return  # then the texts, shots and all, need not be rendered
+    texts = [*_texts(task, new_tokenizer), *further]
+    for text, old_ids, new_ids in zip(
+        texts, *(t(texts)["input_ids"] for t in (old_tokenizer, new_tokenizer)), strict=True
+    ):
+        if old_ids != new_ids:
+            raise MuscleError(
+                f"{old.base} and {new.base} tokenize {quoted(text)} differently: "
+                "aligning needs two bases that share a tokenizer"
+            )
+    if old_tokenizer.eos_token_id != new_tokenizer.eos_token_id:
+        raise MuscleError(
+            f"{old.base} ends texts with token {old_tokenizer.eos_token_id}, {new.base} with "
+            f"{new_tokenizer.eos_token_id}: aligning needs two bases that share a tokenizer"
+        )
+
+
+def _definition(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...] | None:
+    """All that decides a tokenizer's ids, end of text included; None where not all of it can be seen.
+
+    What a back end writes of itself holds only one of several words with one id, and not always the same.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return (backend.to_str(), tokenizer.get_vocab(), tokenizer.eos_token_id) if backend else None
+
+
+def _texts(task: Task, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
+    for split in ("training", "validation"):
+        yield from (row.context + row.answer for row in task.examples(split, tokenizer))
+    yield from task.evaluation_texts(tokenizer)

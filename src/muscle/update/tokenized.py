@@ -1,0 +1,109 @@
+"""Texts as token ids, with the labels that say which tokens are learnt, and as padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from muscle.errors import MuscleError
+from muscle.update.prompts import Example
+
+IGNORED = -100
+"""Label of a position that is no target: padding, and the first token of a sequence."""
+
+
+class TokenizedExamples(Dataset[dict[str, Tensor]]):
+    """Examples as token ids: context and answer tokenized as one text, closed by the end-of-text token.
+
+    Rows hold `input_ids` and `labels` (T,); `index` (), the position in the data set, by which cached teachers find
+    their row; `item` (), which item of `items` the text belongs to; and `right` (), whether it is that item's gold
+    text. With tokens="all" every token but the first is a target, context and answer alike, as the paper has it for the
+    compatibility adapter (appendix A.1); where an item has several texts, its context counts in each. With "answer"
+    only tokens that hold a character of the answer are, and the end-of-text token: a token that runs from the context
+    into the answer is a target.
+    """
+
+    def __init__(
+        self, rows: list[Example], tokenizer: PreTrainedTokenizerBase, tokens: Literal["all", "answer"] = "all"
+    ) -> None:
+        """Tokenize; a text that begins with the begin-of-text token, by its chat template, does not get another.
+
+        Raises:
+            MuscleError: The tokenizer has no end-of-text token, or cannot tell where in the text its tokens lie.
+        """
+        if tokenizer.eos_token_id is None:
+            raise MuscleError(f"tokenizer {tokenizer.name_or_path} has no end-of-text token: set its eos_token")
+        if tokens == "answer" and not tokenizer.is_fast:
+            raise MuscleError(f"tokenizer {tokenizer.name_or_path} gives no character offsets: set tokens to all")
+        self.rows = rows
+        self.ids: list[list[int]] = []
+        self._first_targets: list[int] = []
+        self._items = _numbered([row.item for row in rows])
+        for row in rows:
+            text = row.context + row.answer
+            has_bos = bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
+            encoded = tokenizer(text, add_special_tokens=not has_bos, return_offsets_mapping=tokens == "answer")
+            ids = list(encoded["input_ids"])
+            if ids[-1:] != [tokenizer.eos_token_id]:
+                ids.append(tokenizer.eos_token_id)
+            self.ids.append(ids)
+            ends = [end for _, end in encoded["offset_mapping"]] if tokens == "answer" else []
+            before = (place for place, end in enumerate(ends) if end > len(row.context))
+            self._first_targets.append(max(1, next(before, len(ends))))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids = torch.tensor(self.ids[index])
+        labels = ids.clone()
+        labels[: self._first_targets[index]] = IGNORED
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "index": torch.tensor(index),
+            "item": torch.tensor(self._items[index]),
+            "right": torch.tensor(self.rows[index].right),
+        }
+
+    @property
+    def items(self) -> list[list[int]]:
+        """The texts of each item, by their positions; items are numbered in the order of their first texts."""
+        texts: dict[int, list[int]] = {}
+        for text, item in enumerate(self._items):
+            texts.setdefault(item, []).append(text)
+        return list(texts.values())
+
+    @property
+    def targets(self) -> list[int]:
+        """How many targets each text has."""
+        return [len(ids) - first for ids, first in zip(self.ids, self._first_targets, strict=True)]
+
+
+def _numbered(names: Sequence[int | None]) -> list[int]:
+    """Numbers from 0 on, in order of appearance: equal ones for equal names, and another for each None."""
+    seen: dict[object, int] = {}
+    return [seen.setdefault(object() if name is None else name, len(seen)) for name in names]
+
+
+@dataclass(frozen=True)
+class PaddingCollator:
+    """Right-pad a batch: `input_ids`, `attention_mask`, `labels` (B, T); `index`, where given `item`, `right` (B,)."""
+
+    pad_id: int
+
+    def __call__(self, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Stack rows of unequal length."""
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        return {
+            "input_ids": pad_sequence([row["input_ids"] for row in rows], True, self.pad_id),
+            "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),
+            "labels": pad_sequence([row["labels"] for row in rows], True, IGNORED),
+        } | {name: torch.stack([row[name] for row in rows]) for name in ("index", "item", "right") if name in rows[0]}

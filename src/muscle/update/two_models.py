@@ -1,0 +1,242 @@
+"""References that need both task models at inference, and choose between answers that one of them gives by itself."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from scipy.special import log_softmax
+
+from muscle.errors import MuscleError
+from muscle.measure.statistics import FloatArray
+from muscle.update.backends import LocalLM, in_process, load_on_device
+from muscle.update.ensemble import Ensemble
+from muscle.update.generation import Generated, can_refill, generate
+from muscle.update.models import load_tokenizer
+from muscle.update.packed import Answer
+from muscle.update.recipe import EvaluationSettings, Reference, TaskModel
+
+SAMPLES = 8
+"""Answers that are drawn from the new model for the old one to rank, beside its own."""
+
+NO_CANDIDATE = 1e9
+"""Nats below the old model's log-likelihood at which a choice is logged that was no candidate: so much that it stays
+below the candidates by characters or bytes too, and a number that every reader of a log can read."""
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What both models say of one of an item's texts."""
+
+    context: str
+    old: Answer
+    new: Answer
+
+
+class _Pair(LocalLM):
+    """Both task models in this process, each with its own tokenizer. To lm-eval it is the new one, by its template.
+
+    Args:
+        old: The old task model.
+        new: The new task model.
+        settings: Of both. Log-likelihoods are those of each model alone, packed as ever.
+
+    Raises:
+        MuscleError: `settings.draws` is more than 1, which is not defined.
+    """
+
+    def __init__(self, old: TaskModel, new: TaskModel, settings: EvaluationSettings) -> None:
+        if settings.draws > 1:
+            raise MuscleError("reranked and gated answer each item once: leave draws at 1, or these controls out")
+        settings = in_process(settings)
+        super().__init__(load_on_device(new), load_tokenizer(new.base), settings)
+        self._old = LocalLM(load_on_device(old), load_tokenizer(old.base), settings)
+        self._seed = settings.seed
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
+        """Log-likelihoods from which the choice follows, item by item.
+
+        Raises:
+            MuscleError: An item has a single text, so that there is nothing to choose.
+        """
+        olds = self._old.loglikelihood(requests, disable_tqdm)
+        news = super().loglikelihood(requests, disable_tqdm)
+        items: dict[tuple[Any, Any], dict[int, _Choice]] = {}
+        for request, old, new in zip(requests, olds, news, strict=True):  # a process may be asked the same twice
+            choices = items.setdefault((request.task_name, request.doc_id), {})
+            choices[request.idx] = _Choice(request.args[0], old, new)
+        chosen = {item: self._answers(item, choices) for item, choices in items.items()}
+        return [chosen[request.task_name, request.doc_id][request.idx] for request in requests]
+
+    def _answers(self, item: tuple[Any, Any], texts: Mapping[int, _Choice]) -> Mapping[int, Answer]:
+        """By number of the text. Texts without a context are no choices: lm-eval subtracts them (acc_mutual_info)."""
+        choices = sorted([number for number, text in texts.items() if text.context] or texts)
+        task, doc = item
+        if len(choices) < 2:
+            raise MuscleError(
+                f"reranked and gated choose among an item's answers, of which task '{task}' scores a single one: "
+                "leave these controls out"
+            )
+        old, new = (np.array([getattr(texts[n], side)[0] for n in choices]) for side in ("old", "new"))
+        return self._choose(texts, choices, old, new, doc)
+
+    @abstractmethod
+    def _choose(
+        self,
+        texts: Mapping[int, _Choice],
+        choices: Sequence[int],
+        old: FloatArray,
+        new: FloatArray,
+        doc: int,
+    ) -> Mapping[int, Answer]:
+        """Answers by number of the text.
+
+        Args:
+            texts: All that lm-eval asks about an item.
+            choices: The numbers of those that are its choices, (C,).
+            old: (C,) their total log-likelihoods under the old model.
+            new: (C,) those under the new model.
+            doc: The item's number in its split.
+        """
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Not defined.
+
+        Raises:
+            MuscleError: Always.
+        """
+        raise MuscleError("reranked and gated choose between answers, and whole texts have none: leave these out")
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The answer chosen for each request of (prompt, gen_kwargs).
+
+        Raises:
+            MuscleError: A model generates in a way in which the tokens of its answers are not kept.
+        """
+        for lm in (self, self._old):
+            if not can_refill(lm, requests):
+                raise MuscleError(
+                    "reranked and gated generate with stop strings, lengths and sampling alone, and with models that "
+                    "keep keys and values by token: leave these controls out, or change the task's generation_kwargs"
+                )
+        return [answer.text for answer in self._generated([request.args for request in requests], disable_tqdm)]
+
+    @abstractmethod
+    def _generated(self, asked: Sequence[tuple[str, dict[str, Any]]], disable_tqdm: bool) -> Iterator[Generated]:
+        """The chosen answers to pairs of a prompt and its gen_kwargs."""
+
+
+class Reranked(_Pair):
+    """Backward-congruent re-ranking: of the new model's answers that which the old model finds likeliest.
+
+    Cai et al., Measuring and Reducing Model Update Regression in Structured Prediction for NLP, NeurIPS 2022. They draw
+    candidates with dropout at inference, which language models mostly have none of; here they are ancestral samples:
+    of generated answers `SAMPLES` at temperature 1 from the whole vocabulary (unless the task's generation_kwargs cut
+    that down), of choices as many from the softmax of their total log-likelihoods. The answer that the new model gives
+    by itself is a candidate as well, the first one, which wins ties.
+
+    Generated candidates are ranked by the log-likelihood of all of their tokens, with those that ended them, not
+    divided by their number; both models must then share a tokenizer. Of choices the log holds the old model's
+    log-likelihoods, less `NO_CANDIDATE` for those that were no candidates, so that each metric ranks the candidates as
+    the old model does under that metric: acc by the total, acc_norm by that per character.
+    """
+
+    def _choose(
+        self,
+        texts: Mapping[int, _Choice],
+        choices: Sequence[int],
+        old: FloatArray,
+        new: FloatArray,
+        doc: int,
+    ) -> Mapping[int, Answer]:
+        draws = np.random.default_rng([self._seed, doc])  # by item: whichever process it falls to
+        p = np.exp(log_softmax(new))
+        places = {int(new.argmax()), *draws.choice(len(choices), size=SAMPLES, p=p / p.sum()).tolist()}
+        answers = {number: text.old for number, text in texts.items()}
+        for place, number in enumerate(choices):
+            if place not in places:
+                answers[number] = (texts[number].old[0] - NO_CANDIDATE, False)
+        return answers
+
+    def _generated(self, asked: Sequence[tuple[str, dict[str, Any]]], disable_tqdm: bool) -> Iterator[Generated]:
+        own = generate(self, asked, disable_tqdm)
+        repeated = [(prompt, _sampling(kwargs)) for prompt, kwargs in asked for _ in range(SAMPLES)]
+        sampled = generate(self, repeated, disable_tqdm)
+        candidates = [[first, *sampled[i * SAMPLES : (i + 1) * SAMPLES]] for i, first in enumerate(own)]
+        prompts = [prompt for (prompt, _), each in zip(asked, candidates, strict=True) for _ in each]
+        answers = [answer for each in candidates for answer in each]
+        self._refuse_other_tokens(prompts, answers)
+        scores = iter(_log_likelihoods(self._old, prompts, answers))
+        for each in candidates:
+            ranked = [next(scores) for _ in each]
+            yield each[ranked.index(max(ranked))]
+
+    def _refuse_other_tokens(self, prompts: Sequence[str], answers: Sequence[Generated]) -> None:
+        alike = self.eot_token_id == self._old.eot_token_id
+        alike = alike and all(self.tok_encode(prompt) == self._old.tok_encode(prompt) for prompt in set(prompts))
+        if not (alike and all(self._old.tok_decode(each.tokens) == self.tok_decode(each.tokens) for each in answers)):
+            raise MuscleError(
+                "reranked needs an old model that reads the new one's tokens, and their tokenizers differ: leave it out"
+            )
+
+
+class Gated(_Pair):
+    """Of each item the answer of the model that is surer of it; the new one where both are equally sure.
+
+    Of choices a model is as sure as the largest of its probabilities, by the softmax of their total log-likelihoods;
+    the log holds that model's log-likelihoods of all of the item's texts, so that all metrics of the item are those of
+    one model. Of generated answers, each decoded as the task says, a model is as sure as the mean log-probability of
+    its answer's tokens, with those that ended it, is high.
+    """
+
+    def _choose(
+        self,
+        texts: Mapping[int, _Choice],
+        choices: Sequence[int],
+        old: FloatArray,
+        new: FloatArray,
+        doc: int,
+    ) -> Mapping[int, Answer]:
+        surer_old = log_softmax(old).max() > log_softmax(new).max()
+        return {number: text.old if surer_old else text.new for number, text in texts.items()}
+
+    def _generated(self, asked: Sequence[tuple[str, dict[str, Any]]], disable_tqdm: bool) -> Iterator[Generated]:
+        prompts = [prompt for prompt, _ in asked]
+        scored = []
+        for lm in (self, self._old):
+            answers = generate(lm, asked, disable_tqdm)
+            sums = _log_likelihoods(lm, prompts, answers)
+            scored.append([(total / len(each.tokens), each) for total, each in zip(sums, answers, strict=True)])
+        for (sure_new, new), (sure_old, old) in zip(*scored, strict=True):
+            yield old if sure_old > sure_new else new
+
+
+REFERENCES: Mapping[Reference, Callable[[TaskModel, TaskModel, EvaluationSettings], LocalLM]] = {
+    "ensemble": Ensemble,
+    "reranked": Reranked,
+    "gated": Gated,
+}
+"""By name of the control: from the old and the new task model and settings to what is evaluated."""
+
+
+def _sampling(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """As `draws` samples: transformers keeps 50 tokens where nothing is said."""
+    return {"top_k": 0, "top_p": 1.0, **kwargs, "do_sample": True, "temperature": 1.0}
+
+
+def _log_likelihoods(lm: LocalLM, prompts: Sequence[str], answers: Sequence[Generated]) -> list[float]:
+    """Log-likelihood of each answer's tokens after its prompt; -inf with tokens that the model has no row for."""
+    rows = lm.model.config.get_text_config().vocab_size
+    known = [max(answer.tokens) < rows for answer in answers]
+    asked = [
+        (None, lm.tok_encode(prompt), answer.tokens)
+        for prompt, answer, has_rows in zip(prompts, answers, known, strict=True)
+        if has_rows
+    ]
+    found = iter(lm._loglikelihood_tokens(asked, disable_tqdm=True))
+    return [next(found)[0] if has_rows else -math.inf for has_rows in known]

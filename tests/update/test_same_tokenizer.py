@@ -1,0 +1,76 @@
+"""When two bases count as sharing a tokenizer without a look at the texts, and when the texts decide."""
+
+import shutil
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from transformers import ByT5Tokenizer
+
+from muscle.errors import MuscleError
+from muscle.update.models import load_tokenizer
+from muscle.update.prompts import Example
+from muscle.update.recipe import Base
+from muscle.update.same_tokenizer import check_same_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+class Unread:
+    """A task whose texts must not be asked for."""
+
+    def examples(self, *_: object) -> NoReturn:
+        raise AssertionError("the texts were rendered")
+
+    evaluation_texts = examples
+
+
+class Read:
+    """A task of one text, which counts how often it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def examples(self, split: str, _: object) -> list[Example]:
+        self.asked += 1
+        return [Example("a red", " cube")]
+
+    def evaluation_texts(self, _: object) -> list[str]:
+        return ["a red cube"]
+
+
+def check(old: Path, new: Path, task: Any) -> None:
+    bases = Base(base=str(old)), Base(base=str(new))
+    check_same_tokenizer(*bases, load_tokenizer(bases[1]), task)
+
+
+def test_equal_definitions_need_no_texts(world: Path) -> None:
+    check(world / "v1", world / "v2", Unread())
+
+
+def test_another_definition_needs_the_texts(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "v1", tmp_path / "v1")
+    tokenizer = load_tokenizer(Base(base=str(world / "v1")))
+    tokenizer.add_tokens(["a word that no text has"])
+    tokenizer.save_pretrained(tmp_path / "v1")
+    task = Read()
+    check(tmp_path / "v1", world / "v2", task)
+    assert task.asked == 2
+
+
+def of_bytes(folder: Path, *words: str) -> Path:
+    """A tokenizer that is written in Python throughout, and so has no back end to look into."""
+    tokenizer = ByT5Tokenizer()
+    tokenizer.add_tokens(list(words))
+    tokenizer.save_pretrained(folder)
+    assert not hasattr(load_tokenizer(Base(base=str(folder))), "backend_tokenizer")
+    return folder
+
+
+def test_tokenizers_that_cannot_be_looked_into_are_compared_by_texts(tmp_path: Path) -> None:
+    task = Read()
+    old, same, other = of_bytes(tmp_path / "a"), of_bytes(tmp_path / "b"), of_bytes(tmp_path / "c", "red")
+    check(old, same, task)
+    assert task.asked == 2
+    with pytest.raises(MuscleError, match="tokenize 'a red cube' differently"):
+        check(old, other, task)

@@ -1,0 +1,423 @@
+"""The method auto: what it tries, what it spends, what it keeps, and why."""
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from muscle.errors import MuscleError
+from muscle.update import run as update_run
+from muscle.update import search
+from muscle.update.adapters import Size
+from muscle.update.candidates import candidates, halving, schedule
+from muscle.update.judging import Figures, Judge
+from muscle.update.recipe import (
+    AlignmentSettings,
+    Base,
+    EvaluationSettings,
+    LoraSettings,
+    SearchSettings,
+    TaskModel,
+    TaskSettings,
+    TrainingSettings,
+)
+from muscle.update.recipe_file import make_recipe
+from muscle.update.report.search import print_search
+from muscle.update.tasks import load_task
+
+TRAINING = TrainingSettings(epochs=4, batch_size=4, accumulation=1, learning_rate=0.05, warmup_steps=3)
+SIZES = {"gold": Size(24, 1000), "choices": Size(24, 3000)}
+
+
+# What is tried, and how often.
+
+
+@given(
+    candidates=st.integers(1, 12),
+    lengths=st.integers(1, 4),
+    budget=st.floats(1, 20),
+    data=st.data(),
+)
+def test_a_schedule_never_passes_its_budget(candidates: int, lengths: int, budget: float, data: st.DataObject) -> None:
+    cost = st.floats(0.01, min(budget, 2.0))
+    costs = [[data.draw(cost) for _ in range(candidates)] for _ in range(lengths)]
+    first, counts = schedule(costs, budget)
+    begun = next(place for place, count in enumerate(counts) if count)
+    worst = sum(costs[0][number] for number in first) if begun == 0 else 0.0
+    worst += sum(max(costs[place]) * count for place, count in enumerate(counts) if place)
+    assert worst <= budget + 1e-6
+    assert counts[-1] >= 1
+    used = [count for count in counts if count]
+    assert used == sorted(used, reverse=True)
+    assert first == sorted(set(first))
+    assert used[0] <= len(first)
+
+
+@pytest.mark.parametrize(
+    ("budget", "counts"), [(1, [0, 0, 1]), (1.5, [2, 0, 1]), (4, [6, 3, 1]), (12, [16, 8, 4]), (100, [20, 20, 20])]
+)
+def test_each_length_gets_about_a_third(budget: float, counts: list[int]) -> None:
+    assert schedule([[length] * 20 for length in (0.25, 0.5, 1.0)], budget)[1] == counts
+
+
+def test_what_does_not_fit_leaves_room_for_what_comes_after_it() -> None:
+    assert schedule([[0.25, 1.0, 0.25, 0.25], [1.0] * 4], 2)[0] == [0, 2, 3]
+
+
+def test_the_best_go_on_and_the_first_win_ties() -> None:
+    scores = {(0, "a"): 3, (0, "b"): 1, (0, "c"): 2, (0, "d"): 1, (1, "b"): 5, (1, "d"): 4, (1, "c"): 6, (2, "d"): 9}
+    asked: list[tuple[int, str]] = []
+
+    def run(length: int, name: str) -> float:
+        asked.append((length, name))
+        return scores[length, name]
+
+    halving("abcd", [4, 3, 1], run)
+    assert asked == [*((0, name) for name in "abcd"), (1, "b"), (1, "d"), (1, "c"), (2, "d")]
+    asked.clear()
+    halving("dcba", [0, 0, 1], run)
+    assert asked == [(2, "d")]
+
+
+def test_the_alignment_as_given_is_always_tried_and_cross_entropy_alone_never() -> None:
+    settings = AlignmentSettings(search=SearchSettings(old_shares=(1.0, 0.5), ce_shares=(0.0, 0.3)))
+    for choices in (0, 4, 20):
+        for unlabelled in (False, True):
+            found = candidates(settings, choices, unlabelled)
+            assert (found[0].alignment, found[0].training) == ({}, {})
+            assert len({each.name for each in found}) == len(found)
+            assert all(each.alignment["weight"] for each in found[1:])
+            assert any(each.alignment.get("texts") == "choices" for each in found) == (choices == 4)
+            assert any(each.training.get("tokens") == "answer" for each in found) == (choices == 0)
+            assert any(each.alignment.get("unlabelled") for each in found) == unlabelled
+            shares = {(each.alignment["old_share"], each.alignment["ce_share"]) for each in found[1:]}
+            assert shares == {(1.0, 0.0), (1.0, 0.3), (0.5, 0.0), (0.5, 0.3)}
+
+
+# What is measured.
+
+answers = st.lists(st.tuples(*[st.booleans()] * 3), min_size=1, max_size=40)
+
+
+def judge_of(rows: list[tuple[bool, bool, bool]], **settings: Any) -> tuple[Judge, Figures]:
+    old, new, candidate = (dict(enumerate(map(float, column))) for column in zip(*rows, strict=True))
+    judge = Judge(old, new, SearchSettings(**settings))
+    return judge, judge.figures(candidate)
+
+
+@given(answers)
+def test_figures_are_those_of_counts(rows: list[tuple[bool, bool, bool]]) -> None:
+    judge, found = judge_of(rows)
+    n = len(rows)
+    flips = sum(old and not candidate for old, _, candidate in rows)
+    assert found.items == n
+    assert found.accuracy == sum(row[2] for row in rows) / n
+    assert found.nfr == flips / n
+    assert judge.new.nfr == sum(old and not new for old, new, _ in rows) / n
+    assert found.fixed == sum(old and not new and candidate for old, new, candidate in rows)
+    assert found.made == sum(old and new and not candidate for old, new, candidate in rows)
+    assert found.nfr == pytest.approx(judge.new.nfr + (found.made - found.fixed) / n)
+    wrong, right = sum(not row[2] for row in rows), sum(row[0] for row in rows)
+    assert found.relative_nfr == (pytest.approx(flips * n / (wrong * right)) if wrong * right else None)
+    assert found.accuracy_interval[0] <= found.accuracy <= found.accuracy_interval[1]
+    assert judge.new.shortfall == 0
+
+
+@given(answers, answers, st.floats(0, 2))
+def test_whoever_is_below_the_floor_comes_after_whoever_is_not(
+    one: list[tuple[bool, bool, bool]], other: list[tuple[bool, bool, bool]], floor: float
+) -> None:
+    rows = one[: len(other)], [(a, b, c) for (a, b, _), (_, _, c) in zip(one, other, strict=False)]
+    (judge, first), (_, second) = (judge_of(each, floor=floor) for each in rows)
+    scores = judge.score(first), judge.score(second)
+    if first.admissible != second.admissible:
+        assert (scores[0] < scores[1]) == first.admissible
+    elif first.admissible:
+        ranks = [(each.nfr, -each.accuracy) for each in (first, second)]
+        assert (scores[0] < scores[1]) == (ranks[0] < ranks[1])
+    elif abs(first.shortfall - second.shortfall) > 1e-5:
+        assert (scores[0] < scores[1]) == (first.shortfall < second.shortfall)
+
+
+def test_the_floor_is_so_many_standard_errors_below_the_new_model() -> None:
+    rows = [(True, True, True)] * 90 + [(True, True, False)] * 6 + [(False, False, True)] * 4  # two points lower
+    error = ((10 - 0.02 * 2) / 100 / 100) ** 0.5  # of the paired difference
+    assert judge_of(rows, floor=0.02 / error * 1.01)[1].admissible
+    assert not judge_of(rows, floor=0.02 / error * 0.99)[1].admissible
+    assert judge_of(rows, floor=0)[1].shortfall == pytest.approx(0.02)
+
+
+def test_grades_count_as_scoring_counts_them() -> None:
+    old, new = {1: 0.5, 2: 0.2, 3: 0.9}, {1: 0.4, 2: 0.2, 3: 1.0}
+    judge = Judge(old, new, SearchSettings())
+    found = judge.figures({1: 0.5, 2: 0.1, 3: 0.8})
+    assert judge.graded
+    assert (found.nfr, judge.new.nfr) == (2 / 3, 1 / 3)
+    assert (found.fixed, found.made, found.relative_nfr) == (1, 2, None)
+    assert found.accuracy == pytest.approx(1.4 / 3)
+    with pytest.raises(MuscleError, match="relative_nfr is of answers that are right or wrong"):
+        Judge(old, new, SearchSettings(aim="relative_nfr"))
+    with pytest.raises(MuscleError, match="no item is held out to choose by: raise validation_share"):
+        Judge({}, {}, SearchSettings())
+
+
+def test_relative_nfr_prefers_errors_that_the_old_model_made_too() -> None:
+    old = {item: float(item < 15) for item in range(20)}
+    shared = {item: float(3 <= item < 11) for item in range(20)}  # 12 errors, 7 of them flips
+    others = {item: float(item >= 5) for item in range(20)}  # 5 errors, all of them flips
+    for aim, better, worse in (("nfr", others, shared), ("relative_nfr", shared, others)):
+        judge = Judge(old, shared, SearchSettings(aim=aim))  # type: ignore[arg-type]
+        assert judge.score(judge.figures(better)) < judge.score(judge.figures(worse))
+
+
+# The search, with made-up trainings: a candidate's old_share and length decide which items it has right.
+
+
+class Trainings:
+    """In place of real ones: what was trained, and what comes of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, world: Path) -> None:
+        self.done: list[tuple[float, float, int]] = []
+        self.stop_at: int | None = None
+        self.wrong: Callable[[AlignmentSettings, int], set[int]] = lambda alignment, epochs: set()
+        monkeypatch.setattr(search, "train_compatibility_adapter", self.train)
+        monkeypatch.setattr(search, "validation_scores", lambda *_: lambda model: model.scores)
+        monkeypatch.setattr(search, "training_size", lambda base, task, alignment, tokens: SIZES[alignment.texts])
+        monkeypatch.setattr(
+            search, "scores_of", lambda model, *_: self.scores(set() if model.adapter.endswith("old") else {0, 1, 2})
+        )
+        self.world = world
+
+    @staticmethod
+    def scores(wrong: set[int]) -> dict[int, float]:
+        return {item: float(item not in wrong) for item in range(40)}
+
+    def train(self, *arguments: Any, flips: Callable[[Any], float], flips_last: int, states_root: Path) -> None:
+        _, _, _, alignment, _, settings, _, folder, report = arguments
+        if len(self.done) == self.stop_at:
+            raise KeyboardInterrupt
+        assert settings.select_by == "flips"
+        report(0.5, "half")
+        score = flips(SimpleNamespace(scores=self.scores(self.wrong(alignment, settings.epochs))))
+        result = {"validation_flips": [score + 1, score], "best_epoch": 2}
+        (folder / "training.json").write_text(json.dumps({"result": result, "alignment": alignment.as_dict()}))
+        self.done.append((alignment.old_share, alignment.ce_share, settings.epochs))
+
+    def search(self, out: Path, report: Any = lambda *_: None, **settings: Any) -> dict[str, Any]:
+        settings = {"old_shares": (0.8, 0.6, 0.4), "ce_shares": (0.0,)} | settings
+        alignment = AlignmentSettings(search=SearchSettings(**settings))
+        return run(self.world, "sums", out, alignment, report, epochs=8)
+
+
+def run(
+    world: Path, name: str, out: Path, alignment: AlignmentSettings, report: Any = lambda *_: None, **training: Any
+) -> dict[str, Any]:
+    task = load_task(name, TaskSettings(include_path=str(world / "tasks"), validation_share=None))
+    old, new = (
+        TaskModel(base=Base(base=str(world / base)), adapter=str(world / adapter))
+        for base, adapter in (("v1", "old"), ("v2", "new"))
+    )
+    settings = TrainingSettings(**(TRAINING.as_dict() | training))
+    lora, evaluation = LoraSettings(rank=4, alpha=8), EvaluationSettings(batch_size=4)
+    search.search_compatibility_adapter(old, new, task, alignment, lora, settings, evaluation, out, report)
+    found: dict[str, Any] = json.loads((out / "search.json").read_text())
+    return found
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch, world: Path) -> Trainings:
+    return Trainings(monkeypatch, world)
+
+
+def test_the_best_trial_is_kept_whatever_its_length(trainings: Trainings, tmp_path: Path) -> None:
+    wrong: Mapping[tuple[float, int], set[int]] = {(0.6, 2): {0}, (0.6, 4): {0, 1}, (0.6, 8): {0, 1}}
+    trainings.wrong = lambda alignment, epochs: wrong.get((alignment.old_share, epochs), {0, 1, 2, 3})
+    told: list[tuple[float, str]] = []
+    record = trainings.search(tmp_path, lambda *words: told.append(words))
+    assert [epochs for _, _, epochs in trainings.done] == [2] * 6 + [4] * 3 + [8]
+    chosen = record["trials"][record["chosen"]]
+    assert (chosen["alignment"]["old_share"], chosen["length"], chosen["epochs"]) == (0.6, 0.25, 2)
+    assert chosen["figures"]["nfr"] == 1 / 40
+    assert (chosen["figures"]["fixed"], chosen["figures"]["made"]) == (2, 0)
+    assert json.loads((tmp_path / "training.json").read_text())["alignment"]["old_share"] == 0.6
+    assert not (tmp_path / "trial.json").exists()
+    assert record["budget_used"] == pytest.approx(4)
+    assert record["warning"] is None
+    assert "lowest NFR on 40 held-out items (2.5 %, the new model's 7.5 %)" in record["why"]
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1] < 1
+    assert told[0][1] == "trial 1 of 10: as given, a quarter of the length"
+
+
+def test_warm_up_shrinks_with_the_training(trainings: Trainings, tmp_path: Path) -> None:
+    record = trainings.search(tmp_path)
+    for trial in record["trials"]:
+        assert trial["training"]["warmup_steps"] == int(3 * trial["epochs"] / 8)
+
+
+def test_ties_go_to_the_cheapest(trainings: Trainings, tmp_path: Path) -> None:
+    record = trainings.search(tmp_path)
+    assert record["chosen"] == 0
+    assert record["trials"][0]["cost"] == 0.25
+
+
+def test_the_floor_is_respected(trainings: Trainings, tmp_path: Path) -> None:
+    few, many = {0}, set(range(3, 40))
+    trainings.wrong = lambda alignment, _: few if alignment.old_share == 0.4 else {0, 1, 2}
+    record = trainings.search(tmp_path / "1")
+    assert record["trials"][record["chosen"]]["alignment"]["old_share"] == 0.4
+    trainings.wrong = lambda alignment, _: many if alignment.old_share == 0.4 else {0, 1, 2}
+    record = trainings.search(tmp_path / "2")
+    assert record["trials"][record["chosen"]]["admissible"]
+    below = [trial for trial in record["trials"] if not trial["admissible"]]
+    assert {trial["alignment"]["old_share"] for trial in below} == {0.4}
+
+
+def test_without_admissible_trials_the_least_shortfall_is_kept_and_said(trainings: Trainings, tmp_path: Path) -> None:
+    trainings.wrong = lambda alignment, _: set(range(10 + round(20 * abs(alignment.old_share - 0.6))))
+    record = trainings.search(tmp_path)
+    assert record["trials"][record["chosen"]]["alignment"]["old_share"] == 0.6
+    assert not any(trial["admissible"] for trial in record["trials"])
+    assert record["warning"].startswith("no trial kept the accuracy above the floor")
+    page = io.StringIO()
+    print_search(tmp_path / "search.json", Console(file=page))
+    assert "warning: no trial kept the accuracy above the floor" in page.getvalue()
+
+
+def test_a_stopped_search_goes_on_and_a_larger_budget_trains_only_more(trainings: Trainings, tmp_path: Path) -> None:
+    trainings.stop_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        trainings.search(tmp_path)
+    assert not (tmp_path / "search.json").exists()
+    trainings.stop_at = None
+    record = trainings.search(tmp_path)
+    assert len(record["trials"]) == len(trainings.done) == 10
+    again = trainings.search(tmp_path)
+    assert len(trainings.done) == 10
+    assert again == record
+    trainings.search(tmp_path, budget=8)
+    assert len(trainings.done) > 10
+    before = len(trainings.done)
+    trainings.search(tmp_path, floor=2.0)  # judges otherwise, so that other epochs may be kept
+    assert len(trainings.done) == before + 10
+
+
+def test_lengths_that_train_the_same_are_one(trainings: Trainings, tmp_path: Path) -> None:
+    alignment = AlignmentSettings(search=SearchSettings(old_shares=(0.5,), ce_shares=(0.0,)))
+    record = run(trainings.world, "sums", tmp_path, alignment, epochs=1)
+    assert [trial["length"] for trial in record["trials"]] == [1.0] * len(record["trials"])
+    assert len(trainings.done) == len(record["trials"]) == 3  # as given, and the mixture in two ways
+
+
+def test_no_budget_is_too_small_for_the_alignment_as_given(trainings: Trainings, tmp_path: Path) -> None:
+    record = trainings.search(tmp_path, budget=1)
+    (trial,) = record["trials"]
+    assert (trial["name"], trial["length"], trial["cost"]) == ("as given", 1.0, 1.0)
+
+
+def test_the_table_is_plain_in_a_pipe_and_fits_a_terminal(trainings: Trainings, tmp_path: Path) -> None:
+    trainings.wrong = lambda alignment, epochs: set(range(20)) if alignment.old_share == 0.4 else {0}
+    record = trainings.search(tmp_path)
+    pipe, terminal = io.StringIO(), io.StringIO()
+    print_search(tmp_path / "search.json", Console(file=pipe))
+    rows = [line.split("|")[1:-1] for line in pipe.getvalue().splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    assert cells[0] == ["", "held-out items", "length", "accuracy %", "NFR %", "fixed/made", "cost"]
+    trials = cells[5:]
+    assert [row[1] for row in trials] == [trial["name"] for trial in record["trials"]]
+    assert [row[0] for row in trials] == [
+        "*" if number == record["chosen"] else "" if trial["admissible"] else "-"
+        for number, trial in enumerate(record["trials"])
+    ]
+    assert trials[0][2:] == ["0.25", "97.5 [87.1, 99.6]", "2.5 [0.4, 12.9]", "2/0", "0.25"]
+    assert f"*: {record['why']}" in pipe.getvalue()
+    print_search(tmp_path / "search.json", Console(file=terminal, force_terminal=True, width=80, color_system=None))
+    assert max(map(len, terminal.getvalue().splitlines())) <= 80
+    assert "97.5 [87.1, 99.6]" in terminal.getvalue()
+    (tmp_path / "search.json").write_text("{")
+    with pytest.raises(MuscleError, match=r"search.json: cannot be read \(.*\): search again"):
+        print_search(tmp_path / "search.json", Console(file=pipe))
+
+
+def test_an_update_says_what_was_chosen(monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path) -> None:
+    content = {
+        "old": {"base": str(world / "v1")},
+        "new": {"base": str(world / "v2")},
+        "tasks": {"sums": {"include_path": str(world / "tasks")}},
+        "methods": {"auto": {"search": {}}, "muscle": {}},
+    }
+
+    def write_models(stages: Any, root: Path, *_: Any) -> None:
+        assert {f"models/sums/{name}" for name in ("auto", "muscle")} < {stage.name for stage in stages}
+        for name in ("auto", "muscle"):
+            (root / "models/sums" / name).mkdir(parents=True)
+        (root / "models/sums/auto/search.json").write_text('{"why": "the first of many"}')
+
+    monkeypatch.setattr(update_run, "run_pipeline", write_models)
+    for name in ("check_weights", "collect", "print_tables"):
+        monkeypatch.setattr(update_run, name, lambda *_: None)
+    page = io.StringIO()
+    update_run.run_update(make_recipe(content), tmp_path / "run", 1, Console(file=page))
+    models = tmp_path / "run/models/sums"
+    assert page.getvalue().splitlines() == [
+        f"adapter   {models / 'auto'}",
+        f"chosen    the first of many ({models / 'auto/search.json'})",
+        f"adapter   {models / 'muscle'}",
+    ]
+
+
+# Real trainings of tiny models.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scenes", "sums"])
+def test_a_search_ends_in_an_ordinary_adapter(world: Path, tmp_path: Path, name: str) -> None:
+    alignment = AlignmentSettings(search=SearchSettings(budget=3))
+    record = run(world, name, tmp_path, alignment)
+    assert record["budget_used"] <= 3
+    files = {"adapter_config.json", "adapter_model.safetensors", "training.json", "provenance.json", "log.jsonl"}
+    assert files <= {path.name for path in tmp_path.iterdir()}
+    chosen, trained = record["trials"][record["chosen"]], json.loads((tmp_path / "training.json").read_text())
+    assert trained["alignment"]["search"] is None
+    assert {**trained["alignment"], **chosen["alignment"]} == trained["alignment"]
+    assert {**trained["training"], **chosen["training"]} == trained["training"]
+    best = min(trial["score"] for trial in record["trials"])
+    assert chosen["score"] == best == min(trained["result"]["validation_flips"])
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world / "v2"), str(tmp_path))
+    caches = {path.name.partition("-")[0] for path in (tmp_path / "checkpoints/teachers").iterdir()}
+    assert caches >= {"old", "new"}
+    assert not list((tmp_path / "checkpoints/trials").glob("*/checkpoints"))
+
+
+@pytest.mark.slow
+def test_a_stopped_trial_goes_on_from_its_checkpoint(world: Path, tmp_path: Path) -> None:
+    alignment = AlignmentSettings(search=SearchSettings(budget=2, lengths=(0.5, 1.0)))
+    whole = run(world, "scenes", tmp_path / "whole", alignment)
+    seen: list[str] = []
+
+    def stop_in_the_second(_: float, words: str) -> None:
+        checkpoints = tmp_path.glob("stopped/checkpoints/trials/*/checkpoints/checkpoint-*/whole.json")
+        if words.startswith("trial 2") and any(checkpoints):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(world, "scenes", tmp_path / "stopped", alignment, stop_in_the_second)
+    again = run(world, "scenes", tmp_path / "stopped", alignment, lambda _, words: seen.append(words))
+    assert seen
+    assert not any(words.startswith("trial 1 ") for words in seen)
+    for record in (whole, again):
+        for trial in record["trials"]:
+            del trial["seconds"]
+    assert again == whole
+    for name in ("adapter_model.safetensors", "training.json", "log.jsonl"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
