@@ -3,7 +3,7 @@
     python experiments/summarise.py muscle-demo/seed-10 muscle-demo/seed-11 muscle-demo/seed-12
 
 Rates are means over the runs. Fixed and newly made flips are sums over the runs, whose items are all different, and so
-are those of the paired test against the same steps of plain cross-entropy. `kept` is the epoch whose weights were kept.
+are those of the paired tests. `kept` is the epoch whose weights were kept; of the method auto, what its search chose.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
+from typing import Any
 
 from muscle.demo.plan import MODELS
 from muscle.demo.stages import TASKS
@@ -73,7 +74,9 @@ def _summarise(runs: list[Path]) -> list[str]:
         old = mean(_value(compare(log / "old", log / "new").update.accuracy_old) for log in logs)
         lines += ["", *header(task, "kept"), f"| {LABELS['old']} | {100 * old:.1f} |{' |' * len(COLUMNS)}"]
         lines += [f"{row(LABELS[method], logs, method)} {_kept(runs, task, method)} |" for method in MODELS[1:]]
-        lines += ["", *(_against_control(task, method, logs) for method in ("muscle", "paper_t2"))]
+        pairs = (("muscle", "cross_entropy"), ("auto", "cross_entropy"), ("auto", "muscle"), ("auto", "ensemble"))
+        lines += ["", *(_against(task, method, other, logs) for method, other in pairs)]
+        lines += [_medians(task, method, logs) for method in ("muscle", "auto", "ensemble")]
     return lines
 
 
@@ -81,14 +84,40 @@ def _kept(runs: list[Path], task: str, method: str) -> str:
     files = [run / "adapters" / task / method / "training.json" for run in runs]
     if not all(file.exists() for file in files):
         return ""
+    searches = [file.with_name("search.json") for file in files]
+    if all(search.exists() for search in searches):
+        return "; ".join(_chosen(json.loads(search.read_text())) for search in searches)
     return ", ".join(str(json.loads(file.read_text())["result"]["best_epoch"]) for file in files)
 
 
-def _against_control(task: str, method: str, logs: list[Path]) -> str:
-    alignments = [compare_method(log, method, baseline="cross_entropy")[1] for log in logs]
+def _chosen(search: dict[str, Any]) -> str:
+    trial = search["trials"][search["chosen"]]
+    return f"{trial['name'].removeprefix('mixture ')} ({trial['best_epoch']} of {trial['epochs']})"
+
+
+def _against(task: str, method: str, other: str, logs: list[Path]) -> str:
+    alignments = [compare_method(log, method, baseline=other)[1] for log in logs]
     fixed, made = sum(alignment.fixed for alignment in alignments), sum(alignment.made for alignment in alignments)
     p = mcnemar_mid_p(fixed, made)
-    return f"- {task}: of the flips of plain CE, {LABELS[method]} fixes {fixed} and makes {made} new; mid-p {p:.2g}."
+    seeds = ", ".join(f"{alignment.fixed}/{alignment.made}" for alignment in alignments)
+    return (
+        f"- {task}: of the flips of {LABELS[other]}, {LABELS[method]} fixes {fixed} and makes {made} new "
+        f"(by seed {seeds}); mid-p {p:.2g}."
+    )
+
+
+def _medians(task: str, method: str, logs: list[Path]) -> str:
+    updates, alignments = zip(*(compare_method(log, method) for log in logs), strict=True)
+    news = [compare(log / "old", log / "new").update for log in logs]
+    pairs = list(zip(updates, news, strict=True))
+    gains = [_value(update.accuracy_new) - _value(new.accuracy_new) for update, new in pairs]
+    relative = median(100 * (_value(update.relative_nfr) / _value(new.relative_nfr) - 1) for update, new in pairs)
+    change = median(_value(alignment.nfr_change_percent) for alignment in alignments)
+    return (
+        f"- {task}, {LABELS[method]}, medians over seeds: NFR {change:+.1f} %, relative NFR {relative:+.1f} %, "
+        f"accuracy {100 * median(gains):+.1f} points against new "
+        f"({', '.join(f'{100 * gain:+.1f}' for gain in gains)})."
+    )
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ from pathlib import Path
 from rich.console import Console
 
 from muscle.demo.plan import FULL, QUICK, demo_plan, demo_recipe, full_plan, world_stages
+from muscle.demo.stages import TASKS
 from muscle.demo.table import meaning, print_rows, table_rows, write_rows
 from muscle.errors import MuscleError
 from muscle.measure.report.terminal import say
 from muscle.update.estimate import print_estimate
 from muscle.update.pipeline import run_pipeline
 from muscle.update.report.frontier import Run
+from muscle.update.report.search import SEARCH
 
 RECORD = "demo.json"
 """File of a run's folder that says what is run there."""
@@ -40,6 +42,9 @@ def run_demo(seed: int, quick: bool, out: Path | None, jobs: int, console: Conso
     write_rows(rows, root / "table.json")
     print_rows(rows, console)
     say(console, meaning(rows, root / "logs"))
+    for task in TASKS:
+        search = json.loads((root / "adapters" / task / "auto" / SEARCH).read_text())
+        say(console, f"auto, {task}: {search['why']}")
     if quick:
         say(console, "This was --quick: every stage is real, but such small models make the figures mean little.")
     say(console, f"table     {root / 'table.json'}")

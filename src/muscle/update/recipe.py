@@ -154,7 +154,8 @@ class TrainingSettings(Settings, frozen=True, kw_only=True):
     learning_rate: Positive = 1e-4
     """Its peak."""
     batch_size: Count = 4
-    """Texts per process and forward pass (chosen here)."""
+    """Items per process and forward pass (chosen here): one text each, or with `texts: choices` one of each choice, whose
+    context then counts as often."""
     accumulation: Count = 8
     """Batches per optimiser step."""
     warmup_steps: Number = 500
