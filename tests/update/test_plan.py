@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from muscle.update.pipeline import Stage, fingerprint
-from muscle.update.plan import PROJECT_TASKS, RESEED, Plan
+from muscle.update.plan import PROJECT_TASKS, RESEED, Plan, _files_digest
 from muscle.update.recipe import Recipe
 from muscle.update.recipe_file import make_recipe, read_recipe
 from muscle.update.run import stand_in
@@ -351,3 +351,14 @@ def test_bases_and_tasks_that_other_stages_write_are_read_from_there() -> None:
             stage.name.startswith("adapters/") and stage.name.endswith(("/muscle", "/paper", "/old_teacher"))
         )
         assert ("made/v1" in read) == reads_old, stage.name
+
+
+def test_where_the_files_lie_decides_nothing(tmp_path: Path) -> None:
+    digests = set()
+    for definitions, data in (("a", "b"), ("b", "a")):
+        root = tmp_path / definitions
+        for folder, name in ((definitions, "task.yaml"), (data, "train.jsonl")):
+            (root / folder).mkdir(parents=True)
+            (root / folder / name).write_text(name)
+        digests.add(_files_digest([root / definitions], root / data))
+    assert len(digests) == 1

@@ -307,6 +307,6 @@ def _files_digest(definitions: Iterable[Path], data: Path | None) -> str:
     found = hashlib.sha256()
     files = [(folder, path) for folder in definitions for path in folder.rglob("*") if path.suffix in {".yaml", ".py"}]
     files += [(data, path) for path in data.glob("*")] if data else []
-    for folder, path in sorted(files):
+    for folder, path in sorted(files, key=lambda file: (file[0] == data, file[1].relative_to(file[0]).as_posix())):
         found.update(path.relative_to(folder).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()
