@@ -29,18 +29,29 @@ CHOICE = {"weight": "mixture", "level": "choice", "texts": "choices"}
         ({"weight": None, "emphasis": "constrained"}, "emphasis", "name a weight, or leave emphasis out"),
         ({"weight": None, "level": "choice"}, "level", "name a weight, or leave level out"),
         ({"weight": None, "distance": "logits"}, "distance", "name a weight, or leave distance out"),
+        ({"weight": "old_right", "texts": "choices"}, "weight", "set texts to gold and unlabelled to false"),
+        (
+            {"weight": "mixture", "emphasis": "constrained", "unlabelled": True},
+            "emphasis",
+            "set texts to gold and unlabelled to false",
+        ),
+        (
+            {"weight": "likelier", "texts": "choices"},
+            "weight",
+            "set tokens of alignment_training to answer",
+        ),
     ],
 )
 def test_what_makes_no_sense_together_is_said_with_the_remedy(
     settings: dict[str, Any], key: str, remedy: str, tmp_path: Path
 ) -> None:
-    problem = check_alignment(AlignmentSettings(**settings))
+    problem = check_alignment(AlignmentSettings(**settings), "all")
     assert problem
     assert problem.startswith((f"{key} ", f"{key}:"))
     assert problem.endswith(f"; {remedy}")
 
     recipe = tmp_path / "recipe.yaml"
-    keys = [f"    {name}: {'null' if value is None else value}\n" for name, value in settings.items()]
+    keys = [f"    {name}: {'null' if value is None else str(value).lower()}\n" for name, value in settings.items()]
     recipe.write_text(f"{RECIPE}methods:\n  mine:\n{''.join(keys)}")
     line = 8 + list(settings).index(key)
     with pytest.raises(MuscleError) as error:
@@ -57,10 +68,15 @@ def test_what_makes_no_sense_together_is_said_with_the_remedy(
         {**CHOICE, "squared_temperature": True, "ce_share": 0.3},
         {"weight": "mixture", "emphasis": "focal", "distance": "logits"},
         {"weight": "always_old", "emphasis": "old_likelihood", "texts": "choices", "unlabelled": True},
+        {"weight": "likelier", "unlabelled": True},
     ],
 )
 def test_what_makes_sense_is_let_through(settings: dict[str, Any]) -> None:
-    assert check_alignment(AlignmentSettings(**settings)) is None
+    assert check_alignment(AlignmentSettings(**settings), "all") is None
+
+
+def test_answers_alone_may_be_ruled_text_by_text() -> None:
+    assert check_alignment(AlignmentSettings(weight="likelier", texts="choices"), "answer") is None
 
 
 @pytest.mark.parametrize(
@@ -70,7 +86,6 @@ def test_what_makes_sense_is_let_through(settings: dict[str, Any]) -> None:
         ("alignment: {texts: gold}\nmethods: {mine: {level: choice}}\n", "7: methods.mine.level:"),
         ("alignment: {level: choice, texts: choices}\nmethods: {mine: {texts: gold}}\n", "6: alignment.level:"),
         ("    alignment: {level: choice}\n", "6: tasks.gsm8k.alignment.level:"),
-        ("alignment: {level: choice}\nmethods: {}\ncontrols: [old_teacher]\n", "6: alignment.level:"),
     ],
 )
 def test_the_place_is_where_the_key_is_written(written: str, place: str, tmp_path: Path) -> None:

@@ -154,8 +154,8 @@ class TrainingSettings(Settings, frozen=True, kw_only=True):
     learning_rate: Positive = 1e-4
     """Its peak."""
     batch_size: Count = 4
-    """Items per process and forward pass (chosen here): one text each, or with `texts: choices` one of each choice, whose
-    context then counts as often."""
+    """Items per process and forward pass (chosen here): one text each, or with `texts: choices` one for each choice,
+    context and all."""
     accumulation: Count = 8
     """Batches per optimiser step."""
     warmup_steps: Number = 500
@@ -257,10 +257,20 @@ class AlignmentSettings(Settings, frozen=True, kw_only=True):
         return ("old", "new")
 
 
-def check_alignment(settings: AlignmentSettings) -> str | None:
+NEED_GOLD = ("old_right", "token_likelihood", "sequence_likelihood", "constrained")
+"""Weights and emphases that take every text for a right one."""
+NEED_ANSWERS = ("old_right_else_mixture", "old_right_item_else_mixture", "likelier", "focal")
+"""Those that treat a right text and others of its item differently, and so the context with which all of them begin."""
+
+
+def check_alignment(settings: AlignmentSettings, tokens: TargetTokens) -> str | None:
     """What settings that are in order one by one make no sense together, and what to do; None: they do.
 
     The first word is the key at fault.
+
+    Args:
+        settings: What to learn from.
+        tokens: Which of the texts' tokens are targets.
     """
     if settings.weight is None:
         for key in ("emphasis", "level", "distance"):
@@ -274,6 +284,13 @@ def check_alignment(settings: AlignmentSettings) -> str | None:
             return "emphasis is of tokens, and level: choice compares choices; leave one of them out"
         if settings.distance == "logits":
             return "distance: logits is of tokens, and level: choice compares choices; leave one of them out"
+    for key in ("weight", "emphasis"):
+        if getattr(settings, key) in NEED_GOLD and (settings.texts == "choices" or settings.unlabelled):
+            name = getattr(settings, key)
+            return f"{key}: {name} takes each text for a right one; set texts to gold and unlabelled to false"
+        if getattr(settings, key) in NEED_ANSWERS and settings.texts == "choices" and tokens == "all":
+            name = getattr(settings, key)
+            return f"{key}: {name} would rule one context in several ways; set tokens of alignment_training to answer"
     if settings.distance == "logits" and settings.squared_temperature:
         return "squared_temperature is of the divergence, and distance: logits has no temperature; leave one out"
     return None

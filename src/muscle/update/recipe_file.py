@@ -219,7 +219,8 @@ class _Checker:
     def _check_alignments(self, recipe: Recipe) -> None:
         """Settings that make no sense together; plain cross-entropy as a control reads none of the others."""
         for task, method in ((task, method) for task in recipe.tasks for method in recipe.aligned):
-            problem = None if method == "cross_entropy" else check_alignment(recipe.alignment_of(task, method))
+            tokens = recipe.alignment_training_of(task).tokens
+            problem = check_alignment(recipe.alignment_of(task, method), tokens) if method != "cross_entropy" else None
             if problem:
                 key = re.split(r"\W", problem)[0]
                 owners: list[KeyPath] = [("methods", method), ("tasks", task, "alignment"), ("alignment",)]
