@@ -483,3 +483,13 @@ def test_an_estimate_that_is_stopped_leaves_nothing_behind(
     )
     assert code == 128 + by
     assert not list(work.glob("muscle-estimate-*"))
+
+
+def test_a_search_keeps_teachers_on_disk(recipe: Recipe, tmp_path: Path) -> None:
+    """Whatever its recipe says, but off: all its trials read them."""
+    methods: dict[str, dict[str, Any]] = {"plain": {}, "auto": {"search": {}}}
+    plan = Plan(structs.replace(recipe, methods=methods)).stages()
+    inputs = _inputs(plan, tmp_path)
+    plain, auto = (forecast.bytes_of(_stage(plan, f"adapters/sums/{name}"), inputs) for name in methods)
+    assert plain.host > auto.host == 0
+    assert auto.passing == plain.passing + plain.host

@@ -121,7 +121,7 @@ def changed_program(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == name))
 
 
-@pytest.mark.parametrize("name", ["losses.py", "steps.py", "similarity.py", "samsum.yaml"])
+@pytest.mark.parametrize("name", ["losses.py", "steps.py", "similarity.py", "statistics.py", "samsum.yaml"])
 def test_another_version_of_the_program_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     run(tmp_path, LEFT)
     changed_program(monkeypatch, name)

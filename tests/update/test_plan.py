@@ -217,6 +217,14 @@ def test_texts_beyond_the_gold_ones_are_kept_once_for_all_that_read_them() -> No
         assert (check["choices"], check["unlabelled"], check["task"]["settings"]["unlabelled"]) == (True, True, named)
 
 
+def test_what_a_search_will_read_is_checked_first() -> None:
+    stages = {stage.name: stage for stage in plan(HUB, "methods={auto: {search: {}}}", "tasks.piqa.unlabelled=more")}
+    checks = {task: stages[f"checks/{task}"].settings for task in ("piqa", "samsum")}
+    assert checks["piqa"]["unlabelled"]
+    assert checks["piqa"]["task"]["settings"]["unlabelled"] == "more"
+    assert "unlabelled" not in checks["samsum"]
+
+
 def test_only_what_reads_inputs_without_labels_depends_on_their_name() -> None:
     before = plan(HUB, "methods.more={unlabelled: true}", "tasks.piqa.unlabelled=one", "tasks.samsum.unlabelled=one")
     after = plan(HUB, "methods.more={unlabelled: true}", "tasks.piqa.unlabelled=other", "tasks.samsum.unlabelled=one")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,10 +31,12 @@ from muscle.update.recipe import (
     TaskModel,
     TaskSettings,
     TrainingSettings,
+    merged,
 )
 from muscle.update.recipe_file import make_recipe
 from muscle.update.report.search import print_search
 from muscle.update.tasks import load_task
+from muscle.update.trainer import DivergedError
 
 TRAINING = TrainingSettings(epochs=4, batch_size=4, accumulation=1, learning_rate=0.05, warmup_steps=3)
 SIZES = {"gold": Size(24, 1000), "choices": Size(24, 3000)}
@@ -89,6 +92,20 @@ def test_the_best_go_on_and_the_first_win_ties() -> None:
     assert asked == [(2, "d")]
 
 
+def test_who_fails_goes_no_further() -> None:
+    asked: list[tuple[int, str]] = []
+
+    def run(length: int, name: str) -> float:
+        asked.append((length, name))
+        return {"a": math.inf, "b": 1.0}.get(name, 2.0)
+
+    halving("abc", [3, 3, 3], run)
+    assert asked[3:] == [(1, "b"), (1, "c"), (2, "b"), (2, "c")]
+    asked.clear()
+    halving("a", [1, 1], run)
+    assert asked == [(0, "a")]
+
+
 def test_the_alignment_as_given_is_always_tried_and_cross_entropy_alone_never() -> None:
     settings = AlignmentSettings(search=SearchSettings(old_shares=(1.0, 0.5), ce_shares=(0.0, 0.3)))
     for choices in (0, 4, 20):
@@ -101,6 +118,23 @@ def test_the_alignment_as_given_is_always_tried_and_cross_entropy_alone_never() 
             assert any(each.alignment.get("unlabelled") for each in found) == (unlabelled and choices != 4)
             shares = {(each.alignment["old_share"], each.alignment["ce_share"]) for each in found[:-1]}
             assert shares == {(1.0, 0.0), (1.0, 0.3), (0.5, 0.0), (0.5, 0.3)}
+
+
+def test_mixtures_are_plain_whatever_the_alignment_as_given() -> None:
+    given = AlignmentSettings(texts="choices", unlabelled=True, level="choice", emphasis="focal", distance="logits")
+    for choices in (0, 4, 20):
+        for mine, plain in zip(
+            candidates(given, choices, True), candidates(AlignmentSettings(), choices, True), strict=True
+        ):
+            if mine.name != "as given":
+                assert merged(given, mine.alignment) == merged(AlignmentSettings(), plain.alignment)
+
+
+@pytest.mark.parametrize("choices", [0, 4])
+def test_without_offsets_no_training_is_on_answers_alone(choices: int) -> None:
+    found = candidates(AlignmentSettings(), choices, True, offsets=False)
+    assert len(found) == 9
+    assert not any(each.training for each in found)
 
 
 # What is measured.
@@ -188,6 +222,7 @@ class Trainings:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, world: Path) -> None:
         self.done: list[tuple[float, float, int]] = []
         self.stop_at: int | None = None
+        self.diverging: tuple[float, ...] = ()
         self.wrong: Callable[[AlignmentSettings, int], set[int]] = lambda alignment, epochs: set()
         monkeypatch.setattr(search, "train_compatibility_adapter", self.train)
         monkeypatch.setattr(search, "validation_scores", lambda *_: lambda model: model.scores)
@@ -202,10 +237,14 @@ class Trainings:
         return {item: float(item not in wrong) for item in range(40)}
 
     def train(self, *arguments: Any, flips: Callable[[Any], float], flips_last: int, states_root: Path) -> None:
-        _, _, _, alignment, _, settings, _, folder, report = arguments
+        _, _, _, alignment, _, settings, evaluation, folder, report = arguments
         if len(self.done) == self.stop_at:
             raise KeyboardInterrupt
         assert settings.select_by == "flips"
+        assert evaluation.limit is None  # chosen on all held-out items
+        if alignment.old_share in self.diverging:
+            self.done.append((alignment.old_share, alignment.ce_share, settings.epochs))
+            raise DivergedError("training diverged in epoch 1: choose a lower learning rate")
         report(0.5, "half")
         score = flips(SimpleNamespace(scores=self.scores(self.wrong(alignment, settings.epochs))))
         result = {"validation_flips": [score + 1, score], "best_epoch": 2}
@@ -227,7 +266,7 @@ def run(
         for base, adapter in (("v1", "old"), ("v2", "new"))
     )
     settings = TrainingSettings(**(TRAINING.as_dict() | training))
-    lora, evaluation = LoraSettings(rank=4, alpha=8), EvaluationSettings(batch_size=4)
+    lora, evaluation = LoraSettings(rank=4, alpha=8), EvaluationSettings(batch_size=4, limit=3)
     search.search_compatibility_adapter(old, new, task, alignment, lora, settings, evaluation, out, report)
     found: dict[str, Any] = json.loads((out / "search.json").read_text())
     return found
@@ -319,6 +358,55 @@ def test_lengths_that_train_the_same_are_one(trainings: Trainings, tmp_path: Pat
     assert len(trainings.done) == len(record["trials"]) == 3  # as given, and the mixture in two ways
 
 
+def test_what_is_trained_alike_is_trained_once(trainings: Trainings, tmp_path: Path) -> None:
+    record = trainings.search(tmp_path, budget=100, old_shares=(0.5, 0.5), lengths=(1.0,))
+    assert [trial["name"] for trial in record["trials"]] == [
+        "mixture a 0.5, CE 0, answers",
+        "mixture a 0.5, CE 0",
+        "as given",
+    ]
+
+
+def test_a_trial_that_diverges_is_passed_over(trainings: Trainings, tmp_path: Path) -> None:
+    trainings.diverging = (0.8,)
+    record = trainings.search(tmp_path)
+    failed = [trial for trial in record["trials"] if trial["failed"]]
+    assert {trial["alignment"]["old_share"] for trial in failed} == {0.8}
+    assert {trial["length"] for trial in failed} == {0.25}  # and is not trained for longer
+    assert {(trial["score"], trial["figures"], trial["admissible"]) for trial in failed} == {(None, None, False)}
+    assert record["trials"][record["chosen"]]["failed"] is None
+    page, trained = io.StringIO(), len(trainings.done)
+    print_search(tmp_path / "search.json", Console(file=page))
+    assert f"{failed[0]['name']}, failed: training diverged in epoch 1" in page.getvalue()
+    assert trainings.search(tmp_path) == record
+    assert len(trainings.done) == trained
+
+
+def test_a_search_of_failures_says_why_and_leaves_the_folder_free(trainings: Trainings, tmp_path: Path) -> None:
+    trainings.diverging = (0.8, 0.6, 0.4, 0.5)
+    with pytest.raises(MuscleError, match=r"none of \d+ trials can be kept; the first: training diverged in epoch 1"):
+        trainings.search(tmp_path)
+    assert not list(tmp_path.glob("checkpoints/trials/*"))
+
+
+def test_an_endless_warm_up_is_refused_before_any_model_is_read(
+    trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "scores_of", None)
+    alignment = AlignmentSettings(search=SearchSettings())
+    with pytest.raises(MuscleError, match=r"training.warmup_steps: 500 of 24 steps in all"):
+        run(trainings.world, "sums", tmp_path, alignment, warmup_steps=500)
+
+
+def test_another_program_begins_anew(trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainings.search(tmp_path, budget=1)
+    trainings.search(tmp_path, budget=1)
+    assert len(trainings.done) == 1
+    monkeypatch.setattr(search, "program_hash", lambda: "another")
+    trainings.search(tmp_path, budget=1)
+    assert len(trainings.done) == 2
+
+
 def test_with_a_small_budget_the_first_candidate_is_trained_alone(trainings: Trainings, tmp_path: Path) -> None:
     record = trainings.search(tmp_path, budget=1)
     (trial,) = record["trials"]
@@ -341,7 +429,9 @@ def test_the_table_is_plain_in_a_pipe_and_fits_a_terminal(trainings: Trainings, 
         for number, trial in enumerate(record["trials"])
     ]
     assert trials[0][2:] == ["0.25", "97.5 [87.1, 99.6]", "2.5 [0.4, 12.9]", "2/0", "0.25"]
-    assert f"*: {record['why']}" in pipe.getvalue()
+    said = " ".join(pipe.getvalue().split())
+    assert f"*: {record['why']} It was chosen on these items" in said
+    assert re.search(r"10 trials, 4.00 of 4 times the cost of training of one alignment, \d+ s with their eval", said)
     print_search(tmp_path / "search.json", Console(file=terminal, force_terminal=True, width=80, color_system=None))
     assert max(map(len, terminal.getvalue().splitlines())) <= 80
     assert "97.5 [87.1, 99.6]" in terminal.getvalue()

@@ -1,6 +1,7 @@
 """Training texts beyond the gold ones: those of all choices, and of inputs whose labels are not read."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from lm_eval.models.huggingface import HFLM
 from msgspec.structs import replace
 
 from muscle.errors import MuscleError
+from muscle.update import adapters, teacher_cache
 from muscle.update.adapters import train_compatibility_adapter, training_size
-from muscle.update.answers import all_choices, keep_answers, read_answers
+from muscle.update.answers import all_choices, answers_folder, keep_answers, read_answers
 from muscle.update.ensemble import Ensemble
+from muscle.update.models import load_tokenizer
 from muscle.update.plan import Plan
 from muscle.update.prompts import Example
 from muscle.update.recipe import (
@@ -222,6 +225,7 @@ def test_code_that_needs_labels_is_named(folder: Folder) -> None:
          " twelve", None),
         ("filter_list: [{name: n, filter: [{function: regex, regex_pattern: '[0-9]+', fallback: '?'}]}]\n",
          " twelve", None),
+        ("filter_list: [{name: n, filter: [{function: take_first_k, k: 0}]}]\n", " 12", None),
     ],
 )  # fmt: skip
 def test_answers_take_the_form_of_gold_ones(folder: Folder, extra: str, said: str, expected: str | None) -> None:
@@ -435,7 +439,60 @@ def test_scales_are_those_of_the_texts(world: Path) -> None:
         more = training_size(base, world_task(world, name), AlignmentSettings(unlabelled=True), "all")
         assert (gold.items, more.items) == (24, 34)
         assert gold.tokens < more.tokens < 2 * gold.tokens
+    prompts = [Example(asked[0].args[0], "") for asked in world_task(world, "sums").unlabelled()]
+    bare = sum(map(len, TokenizedExamples(prompts, load_tokenizer(base)).ids))
+    sums = [
+        training_size(base, world_task(world, "sums"), AlignmentSettings(unlabelled=on), "all") for on in (False, True)
+    ]
+    assert sums[1].tokens - sums[0].tokens == bare + 10  # and answers, of one token each
     assert training_size(base, task, AlignmentSettings(weight=None, unlabelled=True), "all").items == 24
+
+
+def test_states_and_answers_of_other_weights_lie_elsewhere(world: Path, tmp_path: Path) -> None:
+    """Which a path does not tell."""
+    for name in ("v2", "new"):
+        shutil.copytree(world / name, tmp_path / name)
+    model = TaskModel(base=Base(base=str(tmp_path / "v2")), adapter=str(tmp_path / "new"))
+    data, task = TaskData(model.base, world_task(world, "scenes"), "all"), world_task(world, "sums")
+    texts = teacher_cache.Texts(data.training, data.collator)
+
+    def folders(**settings: Any) -> list[Path]:
+        states = adapters._state_folders(tmp_path, {"new": model}, texts, AlignmentSettings())
+        return [states["new"], answers_folder(tmp_path, model, model, task, EvaluationSettings(**settings))]
+
+    before = folders()
+    assert folders(seed=3, limit=2) == before
+    assert folders(batch_size=3)[1] != before[1]
+    weights = tmp_path / "new/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert not {*folders()} & {*before}
+    changed = folders()
+    task._task.set_config("generation_kwargs", {"until": ["?"]})
+    task.__dict__.pop("_unlabelled", None)
+    assert folders()[1] != changed[1]
+
+
+def test_an_endless_warm_up_is_refused_before_teachers_run(
+    world: Path, models: dict[SideName, TaskModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "Teachers", None)
+    monkeypatch.setattr(adapters, "load_base", None)
+    task, settings = world_task(world, "scenes"), replace(SETTINGS, warmup_steps=3)
+    message = r"training.warmup_steps: 3 of 3 steps in all"
+    with pytest.raises(MuscleError, match=message):
+        train_compatibility_adapter(
+            models["old"],
+            models["new"],
+            task,
+            AlignmentSettings(),
+            LORA,
+            settings,
+            EvaluationSettings(),
+            tmp_path,
+            silent,
+        )
+    with pytest.raises(MuscleError, match=message):
+        adapters.train_task_adapter(models["new"].base, task, LORA, settings, tmp_path, silent)
 
 
 def test_states_of_other_texts_lie_elsewhere(

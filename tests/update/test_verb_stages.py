@@ -87,6 +87,42 @@ def test_a_begun_training_is_lost_only_on_purpose(tmp_path: Path) -> None:
     assert checkpoint.exists()
 
 
+@pytest.mark.parametrize("work", ["trials/one-2-ab/trial.json", "trials/one-2-ab/checkpoints/checkpoint-3/whole.json"])
+def test_a_half_search_goes_on_with_another_budget_and_with_nothing_else(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    claimed = tmp_path / "out"
+
+    def claim(stage: Stage, out: Path, subject: Any) -> None:
+        verbs._claim(out, verbs._mark_of(stage))
+
+    monkeypatch.setattr(verbs, "_train", claim)
+
+    def align(*changes: str, **more: Any) -> None:
+        sides = (str(world / "v1"), str(world / "v2"))
+        training.align("piqa", *sides, claimed, set_=list(changes), **more)
+
+    align()
+    align("training.seed=3")
+    (claimed / CHECKPOINTS / work).parent.mkdir(parents=True)
+    (claimed / CHECKPOINTS / work).touch()
+    align("training.seed=3", budget=7)
+    for changes in ([], ["training.seed=4"]):
+        with pytest.raises(MuscleError, match="holds a training or a search that was begun with other settings"):
+            align(*changes)
+    with pytest.raises(MuscleError, match="begun with other settings"):
+        align("training.seed=3", method="muscle")
+
+
+def test_a_search_needs_a_weight(world: Path, tmp_path: Path, run: list[Stage]) -> None:
+    arguments = ("piqa", str(world / "v1"), str(world / "v2"), tmp_path / "out")
+    with pytest.raises(MuscleError, match=r"methods\.auto\.search aligns, and weight: null does not"):
+        training.align(*arguments, method="auto", recipe=RECIPE, set_=["alignment.weight=null"])
+    assert not run
+    training.align(*arguments, method="auto", recipe=RECIPE)
+    assert run[0].settings["alignment"]["search"]
+
+
 def test_a_folder_of_something_else_is_not_claimed(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()

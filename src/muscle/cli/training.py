@@ -73,13 +73,14 @@ def align(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="auto: the best of several on the held-out items; muscle: the paper's; or one of the recipe. "
+            help="auto: the best of several on the held-out items, which tries the alignment as given last, if the "
+            "budget reaches it; muscle: the paper's; or one of the recipe. "
             "[default: auto, or the recipe's only one]",
         ),
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(min=1, help="What auto may spend, in times the cost of one alignment. [default: 4]"),
+        typer.Option(min=1, help="What auto may spend, in times the cost of training one alignment. [default: 4]"),
     ] = None,
     recipe: RecipeFile = None,
     set_: Set = None,

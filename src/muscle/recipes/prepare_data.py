@@ -187,7 +187,7 @@ _TASKS: Mapping[str, tuple[str, Callable[[Path], Mapping[str, Rows]]]] = {
 }
 """Task -> its folder under RAW_DIR, and what makes splits of it."""
 _SORTED = frozenset({"banking77", "clinc150"})
-"""Upstream sorts these by label, and the first items, which `evaluation.limit` scores, would be of a few labels only."""
+"""Upstream sorts these by label: the first items, which `evaluation.limit` scores, would be of a few labels only."""
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,7 @@ from muscle.update.models import load_base, load_tokenizer
 from muscle.update.objectives import Objective, compatibility, task_objective
 from muscle.update.pipeline import CHECKPOINTS, Report
 from muscle.update.prompts import Example
-from muscle.update.provenance import provenance
+from muscle.update.provenance import digests, provenance
 from muscle.update.recipe import (
     AlignmentSettings,
     Base,
@@ -36,7 +37,8 @@ from muscle.update.scoring import flips_on_validation
 from muscle.update.tasks import Task
 from muscle.update.teacher_cache import Texts, check_room, compute_states, states_size
 from muscle.update.teachers import Teachers
-from muscle.update.trainer import Flips, train
+from muscle.update.tokenized import TokenizedExamples
+from muscle.update.trainer import Flips, batches_per_epoch, check_warmup, train
 from muscle.update.training_data import TaskData, unlabelled_texts
 
 
@@ -52,6 +54,7 @@ def train_task_adapter(
     """
     processes()  # before any model: it says which device is this process's
     data = TaskData(base, task, settings.tokens)
+    check_warmup(settings, batches_per_epoch(settings, len(data.training.items)))
     loaded = load_base(base)
     data.check_fit(loaded, base)
     model = add_adapter(loaded, lora, settings.seed)
@@ -109,6 +112,7 @@ def train_compatibility_adapter(
     if alignment.weight and alignment.unlabelled:
         unlabelled = _unlabelled_texts(old, new, task, alignment, evaluation, answers, root)
     data = TaskData(new.base, task, settings.tokens, alignment.texts if alignment.weight else "gold", unlabelled)
+    check_warmup(settings, batches_per_epoch(settings, len(data.training.items)))  # before any teacher runs
     teachers = None
     if alignment.weight:
         if old and "old" in alignment.teachers:
@@ -191,15 +195,24 @@ def training_size(base: Base, task: Task, alignment: AlignmentSettings, tokens: 
     Raises:
         MuscleError: The task's data cannot be loaded.
     """
-    tokenizer, inputs = load_tokenizer(base), list[Example]()
+    tokenizer, inputs, answers = load_tokenizer(base), list[Example](), 0.0
     if alignment.weight and alignment.unlabelled:
         asked = task.unlabelled(tokenizer)
         if alignment.texts == "choices":
             inputs = all_choices(asked)
-        else:  # by their prompts: nobody has answered yet, and answers are short
+        else:  # nobody has answered yet: they are taken to be as long as the gold answers are on average
             inputs = [Example(each[0].args[0], "", -1 - number, right=False) for number, each in enumerate(asked)]
+            gold = task.examples("training", tokenizer)
+            whole, bare = (
+                TokenizedExamples(rows, tokenizer) for rows in (gold, [replace(row, answer="") for row in gold])
+            )
+            answers = (_tokens(whole) - _tokens(bare)) / max(1, len(gold)) * len(inputs)
     texts = TaskData(base, task, tokens, alignment.texts if alignment.weight else "gold", inputs).training
-    return Size(len(texts.items), sum(map(len, texts.ids)))
+    return Size(len(texts.items), _tokens(texts) + round(answers))
+
+
+def _tokens(texts: TokenizedExamples) -> int:
+    return sum(map(len, texts.ids))
 
 
 def _unlabelled_texts(
@@ -215,7 +228,7 @@ def _unlabelled_texts(
     tokenizer = load_tokenizer(new.base)
     if alignment.texts == "gold" and not answers:
         assert old
-        answers = answers_folder(root, old, new, task)
+        answers = answers_folder(root, old, new, task, evaluation)
         keep_answers(old, new, task, evaluation, answers)
     return unlabelled_texts(task, tokenizer, alignment.texts, answers)
 
@@ -226,7 +239,7 @@ def _state_folders(
     """Where trainings keep states on disk while they are not finished: other models or texts have other folders."""
     folders: dict[SideName, Path] = {}
     for side, model in models.items():
-        content = json.dumps([to_builtins(model), texts.digest, alignment.cache_dtype])
+        content = json.dumps([to_builtins(model), digests(model), texts.digest, alignment.cache_dtype])
         name = f"{side}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
         folders[side] = root / name
     return folders

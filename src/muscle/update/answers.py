@@ -20,7 +20,8 @@ from muscle.update.distributed import processes
 from muscle.update.ensemble import Ensemble
 from muscle.update.models import load_tokenizer
 from muscle.update.prompts import Example
-from muscle.update.recipe import EvaluationSettings, TaskModel
+from muscle.update.provenance import digests
+from muscle.update.recipe import ANSWERING, EvaluationSettings, TaskModel
 from muscle.update.same_tokenizer import check_same_tokenizer
 from muscle.update.tasks import Task
 
@@ -100,10 +101,10 @@ def read_answers(folder: Path) -> list[Example]:
         raise MuscleError(f"{folder / ANSWERS} cannot be read ({error}): remove {folder}") from error
 
 
-def answers_folder(root: Path, old: TaskModel, new: TaskModel, task: Task) -> Path:
-    """Where trainings keep answers while they are not finished: other models or inputs have other folders."""
-    plain = [msgspec.to_builtins(model) for model in (old, new)]
-    content = [*plain, [request.args[0] for asked in task.unlabelled(load_tokenizer(new.base)) for request in asked]]
+def answers_folder(root: Path, old: TaskModel, new: TaskModel, task: Task, settings: EvaluationSettings) -> Path:
+    """Where trainings keep answers while they are not finished: what decides them names the folder."""
+    models = [[model.as_dict(), digests(model)] for model in (old, new)]
+    content = [models, task.unlabelled_hash(load_tokenizer(new.base)), [getattr(settings, name) for name in ANSWERING]]
     return root / f"answers-{hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:16]}"
 
 

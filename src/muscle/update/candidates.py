@@ -6,12 +6,13 @@ longer one, fewest for the full length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from muscle.update.recipe import AlignmentSettings, SearchSettings
+from muscle.update.recipe import PLAIN, AlignmentSettings, SearchSettings
 
 FEW_CHOICES = 8
 """The most choices of an item that are all learnt from."""
@@ -41,26 +42,28 @@ class _Variant:
     """Which of the candidate shares of cross-entropy comes first."""
 
 
-def candidates(settings: AlignmentSettings, choices: int, unlabelled: bool) -> list[Candidate]:
+def candidates(settings: AlignmentSettings, choices: int, unlabelled: bool, offsets: bool = True) -> list[Candidate]:
     """What is tried, the most promising first, since a small budget reaches the first ones only.
 
-    Of items with few choices whole gold texts with some cross-entropy, then the texts of all choices; of others the
-    answers' tokens alone first, on as many inputs as there are (docs/experiments.md).
+    The tokens of answers alone: of items with few choices with some cross-entropy, then on the texts of all choices; of
+    others without it, on as many inputs as there are (docs/experiments.md).
 
     Args:
         settings: The alignment as given, which is the last candidate: with the recipe's defaults the paper's.
         choices: The most choices that an item has; 0 where answers are generated.
         unlabelled: Whether there are inputs without labels to learn from.
+        offsets: Whether the tokenizer tells where an answer's tokens begin; else none is trained on these alone.
     """
     search = settings.search or SearchSettings()
     answers = {"tokens": "answer"}
     whole = _Variant("", {}, {}, 1)
     if 0 < choices <= FEW_CHOICES:
-        variants = [whole, _Variant(", all choices", {"texts": "choices"}, answers, 0)]
+        variants = [_Variant(", answers", {}, answers, 1), _Variant(", all choices", {"texts": "choices"}, answers, 0)]
     elif unlabelled:
         variants = [_Variant(", unlabelled", {"unlabelled": True}, answers, 0), whole]
     else:
         variants = [_Variant(", answers", {}, answers, 0), whole]
+    variants = variants if offsets else [whole]
     found = []
     for turn in range(len(search.ce_shares)):
         for variant in variants:
@@ -68,7 +71,7 @@ def candidates(settings: AlignmentSettings, choices: int, unlabelled: bool) -> l
                 ce = search.ce_shares[(turn + variant.first_ce_share) % len(search.ce_shares)]
                 mixture = {"weight": "mixture", "old_share": share, "ce_share": ce, "temperature": 1.0}
                 name = f"mixture a {share:g}, CE {ce:g}{variant.suffix}"
-                found.append(Candidate(name, {**mixture, **variant.alignment}, variant.training))
+                found.append(Candidate(name, {**PLAIN, **mixture, **variant.alignment}, variant.training))
     return [*found, Candidate("as given", {})]
 
 
@@ -116,10 +119,11 @@ def halving(pool: Sequence[_T], counts: Sequence[int], run: Callable[[int, _T], 
     Args:
         pool: Those that begin, the most promising first.
         counts: How many to run at each length, as of `schedule`.
-        run: Runs one to the length of that number and returns its score, smaller is better.
+        run: Runs one to the length of that number and returns its score, smaller is better; inf goes no further.
     """
     standing = list(pool)
     for length, count in enumerate(counts):
         scores = [run(length, each) for each in standing[:count]]
         order = sorted(range(len(scores)), key=scores.__getitem__)
-        standing = [standing[place] for place in order] or standing
+        if scores:
+            standing = [standing[place] for place in order if scores[place] < math.inf]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import msgspec
 import numpy as np
+from torch import nn
 
 from muscle.errors import MuscleError
+from muscle.measure.report.files import replace_whole
 from muscle.measure.statistics import (
     CONFIDENCE,
     ROUNDING,
@@ -18,6 +21,7 @@ from muscle.measure.statistics import (
     normal_quantile,
     wilson_interval,
 )
+from muscle.update.distributed import processes
 from muscle.update.recipe import SearchSettings
 
 BELOW_FLOOR = 1000.0
@@ -71,7 +75,7 @@ class Judge:
     def __init__(self, old: Scores, new: Scores, search: SearchSettings) -> None:
         if not old:
             raise MuscleError("no item is held out to choose by: raise validation_share, or choose another method")
-        self._items, self._search = sorted(old), search
+        self._items, self.search = sorted(old), search
         self._old, self._new = self._column(old), self._column(new)
         self.graded = not {*self._old.tolist(), *self._new.tolist()} <= {0.0, 1.0}
         """Whether items have grades, of which 0 and 1 are not all."""
@@ -85,7 +89,7 @@ class Judge:
         flips, before = these < self._old, self._new < self._old
         difference = these - self._new
         error = clustered_difference_error(difference, np.arange(n))  # one item each: of the paired difference
-        shortfall = -(float(difference.mean()) + self._search.floor * error)
+        shortfall = -(float(difference.mean()) + self.search.floor * error)
         count = int(flips.sum())
         nfr_interval = wilson_interval(count, n)
         assert nfr_interval is not None
@@ -107,7 +111,7 @@ class Judge:
         Of admissible ones the aim, then accuracy; of the others, which all come after them, the shortfall, then the
         aim.
         """
-        aim = figures.nfr if self._search.aim == "nfr" else figures.relative_nfr or 0.0
+        aim = figures.nfr if self.search.aim == "nfr" else figures.relative_nfr or 0.0
         if figures.admissible:
             return aim - TIE * figures.accuracy
         return BELOW_FLOOR + figures.shortfall + TIE * aim
@@ -127,3 +131,29 @@ class Judge:
     def _relative(self, column: FloatArray, flips: int) -> float | None:
         independent = float(self._old.sum()) * float((1 - column).sum())
         return flips * len(column) / independent if independent else None
+
+
+class Watch:
+    """Judges the model in training after its epochs, and remembers what it found, also when it is stopped.
+
+    Args:
+        judge: Who judges.
+        scores: Those of a model on the held-out items.
+        file: Where what was found is kept.
+    """
+
+    def __init__(self, judge: Judge, scores: Callable[[nn.Module], Scores], file: Path) -> None:
+        self._judge, self._scores, self._file = judge, scores, file
+        self._found: list[Figures] = msgspec.json.decode(file.read_bytes(), type=list[Figures]) if file.exists() else []
+
+    def __call__(self, model: nn.Module) -> float:
+        found = self._judge.figures(self._scores(model))
+        if processes().is_main_process:
+            self._found.append(found)
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            replace_whole(self._file, msgspec.json.encode(self._found))
+        return self._judge.score(found)
+
+    def figures(self, score: float) -> Figures:
+        """What had that score."""
+        return next(found for found in self._found if self._judge.score(found) == score)

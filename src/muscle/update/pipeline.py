@@ -118,7 +118,7 @@ def _missing(stages: Sequence[Stage], root: Path, outdated: Outdated) -> dict[st
 
 
 def _run_missing(stages: Sequence[Stage], missing: dict[str, Stage], root: Path, jobs: int, console: Console) -> None:
-    fingerprints, program = fingerprint(stages), _program(stages)
+    fingerprints, program = fingerprint(stages), program_hash(stages)
     context = multiprocessing.get_context("spawn")
     news: Queue[tuple[str, float, str]] = context.Queue()
     numbers: Queue[int] = context.Queue()
@@ -156,7 +156,7 @@ class StageStatus:
 
 def pipeline_status(stages: Sequence[Stage], root: Path) -> list[StageStatus]:
     """How far each stage of a run is."""
-    fingerprints, program = fingerprint(stages), _program(stages)
+    fingerprints, program = fingerprint(stages), program_hash(stages)
     statuses = []
     for stage in stages:
         record = _record(root / stage.name)
@@ -184,15 +184,16 @@ def fingerprint(stages: Sequence[Stage]) -> dict[str, str]:
     return known
 
 
-def _program(stages: Sequence[Stage]) -> str:
+def program_hash(stages: Sequence[Stage] = ()) -> str:
     """Hash of the code that stages run, of the project's task definitions, and of the libraries underneath.
 
-    Reports and the command line are left out: they decide no adapter and no log.
+    Without stages it is that of an update. Reports and the command line are left out: they decide no adapter and no
+    log.
     """
     digest = hashlib.sha256()
     folders = {*_PROGRAM, *(Path(inspect.getfile(stage.function)).parent for stage in stages)}
     files = [path for folder in sorted(folders) for path in sorted(folder.glob("*")) if path.suffix in {".py", ".yaml"}]
-    for path in [*files, _MUSCLE / "measure" / "similarity.py"]:
+    for path in [*files, *(_MUSCLE / "measure" / name for name in ("similarity.py", "statistics.py"))]:
         if path.name not in _DECIDES_NOTHING:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for library in LIBRARIES:

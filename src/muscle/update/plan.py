@@ -22,6 +22,7 @@ from muscle.update import stages
 from muscle.update.pipeline import Stage
 from muscle.update.provenance import digest
 from muscle.update.recipe import (
+    ANSWERING,
     TASK_GROUPS,
     AlignmentSettings,
     Recipe,
@@ -35,8 +36,6 @@ from muscle.update.recipe import (
 
 RESEED = 1000
 """Added to the seed of the new adapter that is trained again: the flips that nothing but chance makes."""
-ANSWERING = ("backend", "backend_args", "batch_size")
-"""Keys of `EvaluationSettings` that decide how inputs without labels are answered."""
 
 
 class Plan:
@@ -81,7 +80,8 @@ class Plan:
             settings: dict[str, Any] = {"backend": self._recipe.evaluation_of(task).backend}
             for alignment in self._learning(task):
                 chosen = self._with_inputs(chosen, alignment)
-                settings |= {"unlabelled": True} if alignment.unlabelled else {}
+                searched = alignment.search and self._recipe.tasks[task].unlabelled
+                settings |= {"unlabelled": True} if alignment.unlabelled or searched else {}
                 settings |= {"choices": True} if alignment.texts == "choices" else {}
             plan.append(Stage(f"checks/{task}", stages.check_task, {"task": chosen, **settings}, self._tasks_folder()))
         return plan

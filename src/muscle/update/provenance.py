@@ -67,6 +67,15 @@ def digest(model: str) -> str:
     return f"commit:{_commit(model)}"
 
 
+def digests(model: TaskModel) -> list[str]:
+    """What tells two task models apart by content: `digest` of the base, and of the adapter where there is one.
+
+    Raises:
+        MuscleError: As `digest`.
+    """
+    return [digest(part) for part in (model.base.base, model.adapter) if part]
+
+
 def _described(model: TaskModel) -> dict[str, Any]:
     loading = {key: value for key, value in model.base.as_dict().items() if key != "base"}
     base = {"base": _name(model.base.base), "digest": digest(model.base.base), **loading}

@@ -194,7 +194,8 @@ class SearchSettings(Settings, frozen=True, kw_only=True):
     """How `--method auto` chooses a compatibility adapter on the validation items."""
 
     budget: Annotated[float, msgspec.Meta(ge=1)] = 4.0
-    """Training tokens of the whole search, in units of one alignment with the settings at hand on gold texts."""
+    """Training tokens of the whole search, in units of one alignment with the settings at hand on gold texts. The
+    alignment as given is the last candidate, which a small budget does not reach."""
     aim: Literal["nfr", "relative_nfr"] = "nfr"
     """What is to be small: the negative flip rate, or that in proportion to what independent errors would give."""
     floor: float = 1.0
@@ -306,13 +307,17 @@ class EvaluationSettings(Settings, frozen=True, kw_only=True):
     batch_size: Count = 64
     """Texts per forward pass; where hf packs choices, as many positions as so many of the longest texts have."""
     limit: Count | None = None
-    """Score the first items only."""
+    """Score the first items only; a search chooses on all held-out items."""
     draws: Count = 1
     """Sample each item so many times (generation only); 1 decodes as the task says."""
     temperature: Positive = 1.0
     """Of sampling, where draws > 1."""
     seed: Number = 0
     """Of sampling, and of what a task draws at random."""
+
+
+ANSWERING = ("backend", "backend_args", "batch_size")
+"""Keys of `EvaluationSettings` that decide how inputs without labels are answered."""
 
 
 class TaskSettings(Settings, frozen=True, kw_only=True):
@@ -421,10 +426,11 @@ class Recipe(Settings, frozen=True, kw_only=True):
         return merged(self.evaluation, self.tasks[task].evaluation)
 
 
-_PLAIN = {"texts": "gold", "unlabelled": False, "level": "token", "distance": "divergence", "emphasis": None}
+PLAIN = {"texts": "gold", "unlabelled": False, "level": "token", "distance": "divergence", "emphasis": None}
+"""Keys of `alignment` that the trained controls and the mixtures of a search do not take over from a recipe."""
 CONTROL_ALIGNMENTS: dict[str, Mapping[str, Any]] = {
-    "cross_entropy": {**_PLAIN, "weight": None},
-    "old_teacher": {**_PLAIN, "weight": "always_old", "ce_share": 0.0},
+    "cross_entropy": {**PLAIN, "weight": None},
+    "old_teacher": {**PLAIN, "weight": "always_old", "ce_share": 0.0},
 }
 """The controls that train an adapter as methods do."""
 

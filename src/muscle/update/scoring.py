@@ -268,7 +268,10 @@ def _first_metric(results: Mapping[str, Any], task: str) -> dict[int, float]:
     rows = [row for row in rows if row["filter"] == rows[0]["filter"]]
     metric = next((key for key in rows[0]["metrics"] if isinstance(rows[0][key], bool | int | float)), None)
     if metric is None:
-        raise MuscleError(f"no metric of task '{task}' is one number per item: select_by cross_entropy instead")
+        raise MuscleError(
+            f"no metric of task '{task}' is one number per item: select_by cross_entropy instead, and in place of a "
+            "search choose --method muscle"
+        )
     sign = 1 if results["higher_is_better"][task].get(metric, True) else -1
     return {row["doc_id"]: sign * float(row[metric]) for row in rows}
 

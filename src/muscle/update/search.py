@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from accelerate.utils import broadcast_object_list
-from torch import nn
+from accelerate.utils.memory import clear_device_cache
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from muscle.errors import MuscleError
@@ -29,23 +30,23 @@ from muscle.measure.report.files import replace_whole
 from muscle.update.adapters import Size, train_compatibility_adapter, training_size
 from muscle.update.candidates import ROUNDING, Candidate, candidates, halving, schedule
 from muscle.update.distributed import processes
-from muscle.update.judging import Figures, Judge
+from muscle.update.judging import Figures, Judge, Watch
 from muscle.update.models import load_tokenizer
-from muscle.update.pipeline import CHECKPOINTS, Report
+from muscle.update.pipeline import CHECKPOINTS, Report, program_hash
 from muscle.update.prompts import templates_compiled_once
-from muscle.update.provenance import digest
+from muscle.update.provenance import digests
 from muscle.update.recipe import (
     AlignmentSettings,
     EvaluationSettings,
     LoraSettings,
-    SearchSettings,
     TaskModel,
     TrainingSettings,
     merged,
 )
-from muscle.update.report.search import SEARCH
+from muscle.update.report.search import SEARCH, TRIAL, TRIALS, search_record
 from muscle.update.scoring import scores_of, validation_scores
 from muscle.update.tasks import Task
+from muscle.update.trainer import DivergedError, batches_per_epoch, check_warmup
 
 JUDGED_EPOCHS = 10
 """The last epochs of a training, of which the best is kept: scoring the held-out items takes time, too."""
@@ -65,18 +66,27 @@ class Trial(msgspec.Struct, frozen=True):
     length: float
     """Of the full training, in (0, 1]."""
     epochs: int
-    best_epoch: int
+    best_epoch: int | None
+    """None where it failed."""
     tokens: int
     """Through the student in training."""
     cost: float
     """The same in units of one alignment."""
     seconds: float
     """Of its training and evaluations, since it was last started."""
-    figures: Figures
+    figures: Figures | None
+    """None where it failed."""
     admissible: bool
-    score: float
-    """By which trials are ranked, smaller is better: see `judging.Judge.score`."""
+    score: float | None
+    """By which trials are ranked, smaller is better: see `judging.Judge.score`; None where it failed."""
     folder: str
+    failed: str | None = None
+    """Why it came to nothing."""
+
+    @property
+    def rank(self) -> float:
+        """Its score; of one that failed, infinite."""
+        return math.inf if self.score is None else self.score
 
     @property
     def words(self) -> str:
@@ -103,11 +113,12 @@ def search_compatibility_adapter(
     """Train candidates for a compatibility adapter, and save the one that is best on the held-out items.
 
     Arguments as of `adapters.train_compatibility_adapter`; `alignment.search` says how to search. Trials that are done
-    are kept under `destination`, whatever stops the search: it goes on from there, also with another budget. Beside
-    what a training leaves there is `search.json`.
+    are kept under `destination`, whatever stops the search: it goes on from there, with `muscle align` also with
+    another budget, while `muscle update` begins a stage with other settings anew. A diverged trial is never chosen.
+    All held-out items are scored, whatever `evaluation.limit`. Beside what a training leaves there is `search.json`.
 
     Raises:
-        MuscleError: No item is held out; or what a training raises.
+        MuscleError: No item is held out; all trials diverge, or the warm-up is never over; or what a training raises.
     """
     processes()
     with _without_bars():
@@ -131,7 +142,8 @@ def _without_bars() -> Iterator[None]:
 
 def _search(bench: _Bench, report: Report) -> None:
     search, task = bench.search, bench.task
-    found = candidates(bench.alignment, _most_choices(task), task.settings.unlabelled is not None)
+    there, offsets = task.settings.unlabelled is not None, load_tokenizer(bench.new.base).is_fast
+    found = bench.distinct(candidates(bench.alignment, _most_choices(task), there, offsets))
     pool = [candidate for candidate in found if bench.cost(candidate, 1.0) <= search.budget + ROUNDING]
     if not pool:
         raise MuscleError(f"search.budget: {search.budget:g} is less than any candidate costs; raise it")
@@ -146,15 +158,19 @@ def _search(bench: _Bench, report: Report) -> None:
         trial = bench.run(candidate, length, lambda share, _: report((spent + share * length) / planned, words))
         if all(trial.folder != other.folder for other in trials):  # a length of as many epochs is no other trial
             trials.append(trial)
-        return trial.score
+        return trial.rank
 
     halving([pool[number] for number in first], counts, run)
-    chosen = min(range(len(trials)), key=lambda number: (trials[number].score, trials[number].tokens))
+    if all(trial.failed for trial in trials):
+        if processes().is_main_process:
+            shutil.rmtree(bench.root / TRIALS)  # so that nothing is in the way of other settings
+        raise MuscleError(f"none of {len(trials)} trials can be kept; the first: {trials[0].failed}")
+    chosen = min(range(len(trials)), key=lambda number: (trials[number].rank, trials[number].tokens))
     if processes().is_main_process:
-        for file in (bench.root / "trials" / trials[chosen].folder).iterdir():
-            if file.is_file() and file.name not in (_TRIAL, _JUDGED):
+        for file in (bench.root / TRIALS / trials[chosen].folder).iterdir():
+            if file.is_file() and file.name not in (TRIAL, _JUDGED):
                 shutil.copyfile(file, bench.destination / file.name)
-        record = _record(search, bench.judge, trials, chosen, bench.unit)
+        record = search_record(bench.judge, trials, chosen, bench.unit)
         replace_whole(bench.destination / SEARCH, json.dumps(record, indent=2).encode() + b"\n")
     processes().wait_for_everyone()
 
@@ -168,8 +184,8 @@ def _most_choices(task: Task) -> int:
         return max(len(held_out.doc_to_choice(doc)) for doc in held_out.eval_docs)
 
 
-_TRIAL, _JUDGED = "trial.json", "judged.json"
-"""In the folder of a trial: its record, when it is done; what was measured after its epochs."""
+_JUDGED = "judged.json"
+"""In the folder of a trial: what was measured after its epochs."""
 
 
 @dataclass
@@ -188,18 +204,21 @@ class _Bench:
     def __post_init__(self) -> None:
         assert self.alignment.search is not None
         self.search, self.root = self.alignment.search, self.destination / CHECKPOINTS
-        before, after = (scores_of(model, self.task, self.evaluation) for model in (self.old, self.new))
-        self.judge = Judge(before, after, self.search)
+        self.evaluation = msgspec.structs.replace(self.evaluation, limit=None)  # there are few enough to choose by
         self._sizes: dict[str, Size] = {}
         self._gold = self._size(Candidate("gold", {"texts": "gold", "unlabelled": False}))
+        check_warmup(self.settings, batches_per_epoch(self.settings, self._gold.items))
         self.unit = self.settings.epochs * self._gold.tokens
-        self._scores = validation_scores(self.task, load_tokenizer(self.new.base), self.evaluation)
-        models = [[digest(part) for part in (each.base.base, each.adapter) if part] for each in (self.old, self.new)]
+        tokenizer = load_tokenizer(self.new.base)
         self._common = [
-            *(msgspec.to_builtins(each) for each in (self.old, self.new)),
-            *(models, self.task.settings.as_dict(), self.task.data_hash(), self.lora.as_dict()),
-            self.evaluation.as_dict(),
+            *(part for each in (self.old, self.new) for part in (each.as_dict(), digests(each))),
+            *(self.task.settings.as_dict(), self.task.data_hash(), self.lora.as_dict(), self.evaluation.as_dict()),
+            self.task.unlabelled_hash(tokenizer) if self.task.settings.unlabelled is not None else None,
+            program_hash(),
         ]
+        before, after = (scores_of(model, self.task, self.evaluation) for model in (self.old, self.new))
+        self.judge = Judge(before, after, self.search)
+        self._scores = validation_scores(self.task, tokenizer, self.evaluation)
 
     def lengths(self, pool: Sequence[Candidate]) -> list[float]:
         """Those of the settings, less those at which nobody is trained differently than at the next."""
@@ -211,6 +230,14 @@ class _Bench:
             if place == len(all_lengths) - 1 or epochs[place] != epochs[place + 1]
         ]
 
+    def distinct(self, pool: Sequence[Candidate]) -> list[Candidate]:
+        """The first of those that are trained alike."""
+        found: dict[str, Candidate] = {}
+        for candidate in pool:
+            key = json.dumps([settings.as_dict() for settings in self._settings(candidate, 1.0)])
+            found.setdefault(key, candidate)
+        return list(found.values())
+
     def cost(self, candidate: Candidate, length: float) -> float:
         """In units of one alignment."""
         return self._epochs(candidate, length) * self._size(candidate).tokens / self.unit
@@ -221,20 +248,25 @@ class _Bench:
         decisive = [*self._common, alignment.as_dict(), training.as_dict(), self.search.aim, self.search.floor]
         key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
         slug = re.sub(r"[^a-z0-9.]+", "-", candidate.name.lower())
-        folder = self.root / "trials" / f"{slug}-{training.epochs}-{key}"
+        folder = self.root / TRIALS / f"{slug}-{training.epochs}-{key}"
         trial = _agreed(_read(folder))
         if trial:
             return trial
-        started, watch = time.monotonic(), _Watch(self.judge, self._scores, folder / _JUDGED)
-        train_compatibility_adapter(
-            *(self.old, self.new, self.task, alignment, self.lora, training, self.evaluation, folder, report),
-            states_root=self.root / "teachers",
-            flips=watch,
-            flips_last=JUDGED_EPOCHS,
-        )
+        started, watch = time.monotonic(), Watch(self.judge, self._scores, folder / _JUDGED)
+        failed = None
+        try:
+            train_compatibility_adapter(
+                *(self.old, self.new, self.task, alignment, self.lora, training, self.evaluation, folder, report),
+                states_root=self.root / "teachers",
+                flips=watch,
+                flips_last=JUDGED_EPOCHS,
+            )
+        except DivergedError as error:  # in all processes
+            failed = str(error)
+        clear_device_cache(garbage_collection=True)  # what was trained holds itself in cycles
         if processes().is_main_process:
-            result = json.loads((folder / "training.json").read_text())["result"]
-            figures = watch.figures(min(result["validation_flips"]))
+            result = None if failed else json.loads((folder / "training.json").read_text())["result"]
+            figures = watch.figures(min(result["validation_flips"])) if result else None
             tokens = training.epochs * self._size(candidate).tokens
             trial = Trial(
                 name=candidate.name,
@@ -242,16 +274,18 @@ class _Bench:
                 training={**candidate.training, "epochs": training.epochs, "warmup_steps": training.warmup_steps},
                 length=length,
                 epochs=training.epochs,
-                best_epoch=result["best_epoch"],
+                best_epoch=result["best_epoch"] if result else None,
                 tokens=tokens,
                 cost=tokens / self.unit,
                 seconds=round(time.monotonic() - started, 2),
                 figures=figures,
-                admissible=figures.admissible,
-                score=self.judge.score(figures),
+                admissible=figures is not None and figures.admissible,
+                score=self.judge.score(figures) if figures else None,
                 folder=folder.name,
+                failed=failed,
             )
-            replace_whole(folder / _TRIAL, msgspec.json.encode(trial))
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_whole(folder / TRIAL, msgspec.json.encode(trial))
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         trial = _agreed(trial)
         assert trial is not None
@@ -272,13 +306,12 @@ class _Bench:
         return alignment, merged(self.settings, candidate.training, changes)
 
     def _epochs(self, candidate: Candidate, length: float) -> int:
-        return max(1, round(length * self.unit / self._size(candidate).tokens))
+        return max(1, int(length * self.unit / self._size(candidate).tokens + 0.5))
 
     def _steps(self, candidate: Candidate | None = None) -> int:
         """Of an epoch."""
         size = self._size(candidate) if candidate else self._gold
-        batches: int = -(-size.items // (self.settings.batch_size * processes().num_processes))
-        return -(-batches // self.settings.accumulation)
+        return -(-batches_per_epoch(self.settings, size.items) // self.settings.accumulation)
 
     def _size(self, candidate: Candidate) -> Size:
         alignment = merged(self.alignment, candidate.alignment, {"search": None})
@@ -289,29 +322,9 @@ class _Bench:
         return self._sizes[kind]
 
 
-class _Watch:
-    """Judges the model in training after its epochs, and remembers what it found, also when it is stopped."""
-
-    def __init__(self, judge: Judge, scores: Callable[[nn.Module], Mapping[int, float]], file: Path) -> None:
-        self._judge, self._scores, self._file = judge, scores, file
-        self._found: list[Figures] = msgspec.json.decode(file.read_bytes(), type=list[Figures]) if file.exists() else []
-
-    def __call__(self, model: nn.Module) -> float:
-        found = self._judge.figures(self._scores(model))
-        if processes().is_main_process:
-            self._found.append(found)
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            replace_whole(self._file, msgspec.json.encode(self._found))
-        return self._judge.score(found)
-
-    def figures(self, score: float) -> Figures:
-        """What had that score."""
-        return next(found for found in self._found if self._judge.score(found) == score)
-
-
 def _read(folder: Path) -> Trial | None:
     """The trial of that folder, if it is done."""
-    file = folder / _TRIAL
+    file = folder / TRIAL
     return msgspec.json.decode(file.read_bytes(), type=Trial) if file.exists() else None
 
 
@@ -320,46 +333,3 @@ def _agreed(value: _T) -> _T:
     box = [value]
     broadcast_object_list(box)
     return box[0]
-
-
-def _record(search: SearchSettings, judge: Judge, trials: Sequence[Trial], chosen: int, unit: int) -> dict[str, Any]:
-    """The content of search.json."""
-    winner = trials[chosen]
-    return {
-        "search": search.as_dict(),
-        "unit_tokens": unit,
-        "budget_used": sum(trial.cost for trial in trials),
-        "graded": judge.graded,
-        "old": msgspec.to_builtins(judge.old),
-        "new": msgspec.to_builtins(judge.new),
-        "trials": [msgspec.to_builtins(trial) for trial in trials],
-        "chosen": chosen,
-        "why": _why(search, judge, trials, winner),
-        "warning": None
-        if winner.admissible
-        else (
-            "no trial kept the accuracy above the floor: what is saved falls short of it by least, "
-            f"{100 * winner.figures.shortfall:.2g} points"
-        ),
-    }
-
-
-def _why(search: SearchSettings, judge: Judge, trials: Sequence[Trial], winner: Trial) -> str:
-    """One sentence."""
-    named = "NFR" if search.aim == "nfr" else "relative NFR"
-    found, before = (
-        figures.nfr if search.aim == "nfr" else figures.relative_nfr or 0.0 for figures in (winner.figures, judge.new)
-    )
-    value = f"{100 * found:.3g} %, the new model's {100 * before:.3g} %"
-    if search.aim == "relative_nfr":
-        value = f"{found:.3g}, the new model's {before:.3g}"
-    n, admissible = winner.figures.items, sum(trial.admissible for trial in trials)
-    if not winner.admissible:
-        return (
-            f"{winner.words}: its accuracy falls short of the floor by least, since none of the {len(trials)} trials "
-            f"reached it; {named} on {n} held-out items {value}"
-        )
-    return (
-        f"{winner.words}: lowest {named} on {n} held-out items ({value}) of the {admissible} of {len(trials)} trials "
-        "whose accuracy is not below the floor"
-    )

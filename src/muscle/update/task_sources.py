@@ -78,7 +78,10 @@ def split_of(task: ConfigurableTask, split: str) -> Dataset:
     """
     if split not in task.dataset and not isinstance(task.dataset, LocalSplits):  # which says what to add
         known = ", ".join(map(str, task.dataset))
-        raise MuscleError(f"the data of task '{task.config.task}' has no split {quoted(split)}: choose among {known}")
+        raise MuscleError(
+            f"the data of task '{task.config.task}' has no split {quoted(split)}: choose among {known} for "
+            f"`tasks.{task.config.task}.unlabelled`"
+        )
     docs = task.dataset[split]
     if task.config.process_docs is None:
         return docs

@@ -121,6 +121,14 @@ class Task:
         """How many inputs `unlabelled` gives; it raises the same."""
         return len(self._unlabelled)
 
+    def unlabelled_hash(self, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+        """SHA-256 of what is asked about these inputs, and of how answers are read; it raises the same."""
+        asked = [request.args for requests in self.unlabelled(tokenizer) for request in requests]
+        config = self._task.config
+        content = [asked, config.filter_list, config.target_delimiter, config.gen_prefix]
+        plain = json.dumps(content, default=lambda value: getattr(value, "__qualname__", type(value).__name__))
+        return hashlib.sha256(plain.encode()).hexdigest()
+
     def answer_form(self, request: Instance, answer: str) -> str | None:
         """What a model has generated, as gold answers are in training texts: with what parts them from the prompt.
 
@@ -131,8 +139,10 @@ class Task:
         asked.resps, asked.filtered_resps = [answer], {}
         first.apply([asked])
         found = asked.filtered_resps[first.name]
+        while isinstance(found, list):
+            found = found[0] if found else ""
         nothing = {"", *(fallback for each in first.filters if (fallback := getattr(each(), "fallback", None)))}
-        if not answer.strip() or (found[0] if isinstance(found, list) and found else found) in nothing:
+        if not answer.strip() or found in nothing:
             return None
         return delimited(self._task, request.doc, answer.strip(), self.settings.chat_template)
 
@@ -277,7 +287,8 @@ class Task:
         if self._task.OUTPUT_TYPE not in ("multiple_choice", "generate_until"):
             raise MuscleError(
                 f"task '{self.name}' neither chooses nor generates, so that nothing is learnt from inputs without "
-                "labels: set `unlabelled` under `alignment` to false for it"
+                "labels: set `unlabelled` under `alignment` to false for it, and leave "
+                f"`tasks.{self.name}.unlabelled` out"
             )
         own_split = self.settings.validation_share is None
         held_out = range(len(self._validation_split)) if own_split else self._divided[1]
@@ -297,7 +308,8 @@ class Task:
         if not fresh:
             raise MuscleError(
                 f"task '{self.name}': of {len(found)} inputs that `unlabelled: {self.settings.unlabelled}` names, none "
-                "is left beside those held out or evaluated: name others, or lower train_limit if it is rest"
+                f"is left beside those held out or evaluated: name others by `tasks.{self.name}.unlabelled`, or "
+                "lower train_limit if it is rest"
             )
         return fresh
 

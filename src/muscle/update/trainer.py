@@ -37,6 +37,10 @@ Every process calls it; the main process's answer counts.
 """
 
 
+class DivergedError(MuscleError):
+    """A loss or a cross-entropy that is not finite."""
+
+
 class UpdateTrainer(Trainer):
     """Trainer whose loss is an `Objective`, and whose evaluation is the exact validation cross-entropy.
 
@@ -101,7 +105,7 @@ class UpdateTrainer(Trainer):
         """Add the objective's statistics, per target, to a step's loss.
 
         Raises:
-            MuscleError: The loss is not finite.
+            DivergedError: The loss is not finite.
         """
         if "loss" in logs:
             self._check_finite(logs["loss"])
@@ -123,7 +127,7 @@ class UpdateTrainer(Trainer):
             rises in just those epochs that are better than all before.
 
         Raises:
-            MuscleError: The cross-entropy is not finite.
+            DivergedError: The cross-entropy is not finite.
         """
         assert self.model is not None
         data: Any = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -141,7 +145,7 @@ class UpdateTrainer(Trainer):
 
     def _check_finite(self, value: float) -> None:
         if not math.isfinite(value):
-            raise MuscleError(
+            raise DivergedError(
                 f"training diverged in epoch {math.ceil(self.state.epoch or 1)}: choose a lower learning rate"
             )
 
@@ -249,7 +253,7 @@ def train(
         callbacks=[*callbacks, *trackers(settings.report_to, work_dir.parent)],
     )
     trainer.remove_callback(PrinterCallback)
-    _check_warmup(settings, len(trainer.get_train_dataloader()))
+    check_warmup(settings, len(trainer.get_train_dataloader()))
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # takes mixed precision off the model
     trainer.accelerator.wait_for_everyone()  # from here on no process needs the checkpoints
@@ -262,7 +266,21 @@ def train(
     )
 
 
-def _check_warmup(settings: TrainingSettings, batches: int) -> None:
+def batches_per_epoch(settings: TrainingSettings, items: int) -> int:
+    """How many batches each process reads in an epoch over so many items."""
+    return -(-items // (settings.batch_size * process()[1]))
+
+
+def check_warmup(settings: TrainingSettings, batches: int) -> None:
+    """Refuse a warm-up that never ends.
+
+    Args:
+        settings: How long to train.
+        batches: In an epoch, of each process.
+
+    Raises:
+        MuscleError: All steps are warm-up.
+    """
     steps = settings.epochs * -(-batches // settings.accumulation)
     if settings.warmup_steps >= steps:
         raise MuscleError(

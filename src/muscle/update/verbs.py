@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,17 @@ from muscle.update.distributed import leave, processes
 from muscle.update.pipeline import CHECKPOINTS, Report, Stage, fingerprint
 from muscle.update.plan import Plan
 from muscle.update.recipe import Recipe
+from muscle.update.recipe_file import make_recipe
 from muscle.update.report.model_card import Subject, write_model_card
-from muscle.update.report.search import SEARCH, print_search
+from muscle.update.report.search import SEARCH, TRIAL, TRIALS, print_search
 from muscle.update.run import located, pins
 
 BEGUN = "begun"
 """File in the folder of an adapter that is not finished: the fingerprint of its stage."""
+
+
+WORK = ("checkpoint-*", f"{TRIALS}/*/{TRIAL}", f"{TRIALS}/*/{CHECKPOINTS}/checkpoint-*")
+"""What is in the checkpoints of an adapter where some of its training, or of its search, is done."""
 
 
 def adapt(recipe: Recipe, task: str, out: Path) -> None:
@@ -63,7 +69,8 @@ def align(recipe: Recipe, task: str, method: str | None, out: Path, budget: floa
         if not isinstance(changes.get("search"), Mapping):
             raise MuscleError(f"method {chosen} does not search: leave --budget out, or choose --method auto")
         changes["search"] = {**changes["search"], "budget": budget}
-    recipe = located(msgspec.structs.replace(recipe, methods={chosen: changes}))
+    recipe = make_recipe(msgspec.structs.replace(recipe, methods={chosen: changes}).as_dict())  # which checks them
+    recipe = located(recipe)
     stage = Plan(recipe, commits=pins(recipe)).alignment_stage(task, chosen)
     _train(stage, out, Subject(task=task, base=recipe.new.base or "", model=chosen, old_base=recipe.old.base))
 
@@ -92,7 +99,7 @@ def _train(stage: Stage, out: Path, subject: Subject) -> None:
     """Run a stage in `out`; stopped, it goes on from its last epoch."""
     main = processes().is_main_process
     if main:
-        _claim(out, fingerprint([stage])[stage.name])
+        _claim(out, _mark_of(stage))
     processes().wait_for_everyone()
     with _progress(stage.name) as report:
         stage.function(out, report, **stage.settings)
@@ -106,17 +113,25 @@ def _train(stage: Stage, out: Path, subject: Subject) -> None:
     leave()
 
 
+def _mark_of(stage: Stage) -> str:
+    """Its fingerprint, but for how to search: trials that are done serve another search too."""
+    alignment = stage.settings.get("alignment") or {}
+    if alignment.get("search"):
+        stage = replace(stage, settings={**stage.settings, "alignment": {**alignment, "search": {}}})
+    return fingerprint([stage])[stage.name]
+
+
 def _claim(out: Path, wanted: str) -> None:
     """Make the folder, or check that the same training was stopped in it."""
     mark = out / BEGUN
     with _writing(out):
         if not mark.exists() and out.exists() and any(out.iterdir()):
             raise MuscleError(f"{out} is not empty: remove it, or choose another folder with --out")
-        trained = any((out / CHECKPOINTS).glob("checkpoint-*"))  # else nothing is lost
+        trained = any(any((out / CHECKPOINTS).glob(pattern)) for pattern in WORK)  # else nothing is lost
         if mark.exists() and mark.read_text() != wanted and trained:
             raise MuscleError(
-                f"{out} holds a training that was begun with other settings, models or data: remove it, or choose "
-                "another folder with --out"
+                f"{out} holds a training or a search that was begun with other settings, models or data: remove it, "
+                "or choose another folder with --out"
             )
         out.mkdir(parents=True, exist_ok=True)
         mark.write_text(wanted)

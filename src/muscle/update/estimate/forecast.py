@@ -156,7 +156,8 @@ def _changed(stage: Stage, changes: Iterable[str]) -> Stage:
 
 
 UNKNOWN = {
-    "search": "what a search takes beside training for its budget on gold texts: evaluations, texts of all choices",
+    "search": "what a search takes beside training for its budget on gold texts: evaluations, texts of all choices and "
+    "of inputs without labels, and on disk the teachers' states over them and an adapter of each trial, until it ends",
     "unlabelled": "answers to inputs without labels, and the time that they take: their prompts alone are counted",
 }
 """What nothing counts, by the key of an alignment that asks for it."""

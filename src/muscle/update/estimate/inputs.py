@@ -325,6 +325,7 @@ def alignment_of(stage: Stage) -> AlignmentSettings:
     """What an alignment learns from; of a search, what its budget is counted by, with both teachers."""
     settings = convert(stage.settings.get("alignment") or {"weight": None}, AlignmentSettings)
     gold = {"search": None, "texts": "gold", "unlabelled": False, "level": "token", "weight": "mixture"}
+    gold["teacher_cache"] = "off" if settings.teacher_cache == "off" else "disk"  # which all its trials share
     return merged(settings, gold) if settings.search else settings
 
 

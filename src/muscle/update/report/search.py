@@ -3,17 +3,78 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from msgspec import to_builtins
 from rich.console import Console
 
 from muscle.errors import MuscleError
 from muscle.measure.report.terminal import new_table, say
+from muscle.update.recipe import SearchSettings
+
+if TYPE_CHECKING:
+    from muscle.update.judging import Judge
+    from muscle.update.search import Trial
 
 SEARCH = "search.json"
 """What was tried and why one was chosen, beside the adapter."""
+TRIALS, TRIAL = "trials", "trial.json"
+"""Below its checkpoints the folder of what is tried; in the folder of a trial its record, when it is done."""
+
+
+def search_record(judge: Judge, trials: Sequence[Trial], chosen: int, unit: int) -> dict[str, Any]:
+    """The content of search.json.
+
+    Args:
+        judge: By whom the trials are judged.
+        trials: In the order in which they were trained.
+        chosen: Number of the one that is kept, which did not fail.
+        unit: Tokens of one alignment.
+    """
+    search = judge.search
+    winner = trials[chosen]
+    assert winner.figures
+    return {
+        "search": search.as_dict(),
+        "unit_tokens": unit,
+        "budget_used": sum(trial.cost for trial in trials),
+        "graded": judge.graded,
+        "old": to_builtins(judge.old),
+        "new": to_builtins(judge.new),
+        "trials": [to_builtins(trial) for trial in trials],
+        "chosen": chosen,
+        "why": _why(search, judge, trials, winner),
+        "warning": None
+        if winner.admissible
+        else (
+            "no trial kept the accuracy above the floor: what is saved falls short of it by least, "
+            f"{100 * winner.figures.shortfall:.2g} points"
+        ),
+    }
+
+
+def _why(search: SearchSettings, judge: Judge, trials: Sequence[Trial], winner: Trial) -> str:
+    """One sentence."""
+    assert winner.figures
+    named = "NFR" if search.aim == "nfr" else "relative NFR"
+    found, before = (
+        figures.nfr if search.aim == "nfr" else figures.relative_nfr or 0.0 for figures in (winner.figures, judge.new)
+    )
+    value = f"{100 * found:.3g} %, the new model's {100 * before:.3g} %"
+    if search.aim == "relative_nfr":
+        value = f"{found:.3g}, the new model's {before:.3g}"
+    n, admissible = winner.figures.items, sum(trial.admissible for trial in trials)
+    if not winner.admissible:
+        return (
+            f"{winner.words}: its accuracy falls short of the floor by least, since none of the {len(trials)} trials "
+            f"reached it; {named} on {n} held-out items {value}"
+        )
+    return (
+        f"{winner.words}: lowest {named} on {n} held-out items ({value}) of the {admissible} of {len(trials)} trials "
+        "whose accuracy is not below the floor"
+    )
 
 
 def print_search(file: Path, console: Console) -> None:
@@ -38,17 +99,29 @@ def print_search(file: Path, console: Console) -> None:
         table.add_row("", f"{name} task model", "", *_figures(record[name], relative), "")
     table.add_section()
     for number, trial in enumerate(record["trials"]):
-        mark = "*" if number == record["chosen"] else "" if trial["admissible"] else "-"
-        found = _figures(trial["figures"], relative)
+        mark = "*" if number == record["chosen"] else "" if trial["admissible"] or trial["failed"] else "-"
+        found = _figures(trial["figures"], relative) if trial["figures"] else ["failed", *[""] * (len(measured) - 1)]
         table.add_row(mark, trial["name"], f"{trial['length']:g}", *found, f"{trial['cost']:.2f}")
     if not console.is_terminal:
         console.width = max(console.width, 160)  # whole rows, to search in
     console.print(table)
     used, allowed = record["budget_used"], record["search"]["budget"]
-    say(console, f"{len(record['trials'])} trials, {used:.2f} of {allowed:g} times the cost of one alignment")
-    if not all(trial["admissible"] for trial in record["trials"]):
+    seconds = sum(trial["seconds"] for trial in record["trials"])
+    say(
+        console,
+        f"{len(record['trials'])} trials, {used:.2f} of {allowed:g} times the cost of training of one alignment, "
+        f"{seconds:.0f} s with their evaluations",
+    )
+    for trial in record["trials"]:
+        if trial["failed"]:
+            say(console, f"{trial['name']}, failed: {trial['failed']}")
+    if not all(trial["admissible"] or trial["failed"] for trial in record["trials"]):
         say(console, "-: accuracy below the floor")
     say(console, f"*: {record['why']}")
+    say(
+        console,
+        "It was chosen on these items, so that its own figures are a little too good: judge it on the test items.",
+    )
     if record["warning"]:
         say(console, f"warning: {record['warning']}", "yellow")
 
