@@ -82,15 +82,17 @@ def _summarise(runs: list[Path]) -> list[str]:
 
 def _kept(runs: list[Path], task: str, method: str) -> str:
     files = [run / "adapters" / task / method / "training.json" for run in runs]
-    if not all(file.exists() for file in files):
-        return ""
     searches = [file.with_name("search.json") for file in files]
     if all(search.exists() for search in searches):
         return "; ".join(_chosen(json.loads(search.read_text())) for search in searches)
+    if not all(file.exists() for file in files):
+        return ""
     return ", ".join(str(json.loads(file.read_text())["result"]["best_epoch"]) for file in files)
 
 
 def _chosen(search: dict[str, Any]) -> str:
+    if search["chosen"] is None:
+        return "new as it is"
     trial = search["trials"][search["chosen"]]
     return f"{trial['name'].removeprefix('mixture ')} ({trial['best_epoch']} of {trial['epochs']})"
 

@@ -218,7 +218,7 @@ def _vllm(model: TaskModel, settings: EvaluationSettings) -> dict[str, Any]:
     if model.adapter is None:
         return arguments
     with explained("adapter", model.adapter):
-        folder = _local_adapter(model.adapter, model.base.allow_pickle)
+        folder = local_adapter(model.adapter, model.base.allow_pickle)
         config = PeftConfig.from_pretrained(folder)
     rank = max([config.r, *config.rank_pattern.values()])
     if config.use_dora or rank > VLLM_LORA_RANKS[-1]:
@@ -228,8 +228,8 @@ def _vllm(model: TaskModel, settings: EvaluationSettings) -> dict[str, Any]:
     return {**arguments, "lora_local_path": folder, "max_lora_rank": allowed}
 
 
-def _local_adapter(adapter: str, allow_pickle: bool) -> str:
-    """Folder of an adapter, downloaded if need be: vLLM knows no revisions, and loads what it finds."""
+def local_adapter(adapter: str, allow_pickle: bool = False) -> str:
+    """Folder of an adapter, downloaded if need be, for what knows no revisions or takes what it finds, as vLLM does."""
     name, revision = split_revision(adapter)
     if Path(name).is_dir():
         return name

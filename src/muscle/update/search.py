@@ -28,6 +28,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from muscle.errors import MuscleError
 from muscle.measure.report.files import replace_whole
 from muscle.update.adapters import Size, train_compatibility_adapter, training_size
+from muscle.update.backends import local_adapter
 from muscle.update.candidates import ROUNDING, Candidate, candidates, halving, schedule
 from muscle.update.distributed import processes
 from muscle.update.judging import Figures, Judge, Watch
@@ -115,6 +116,7 @@ def search_compatibility_adapter(
     Arguments as of `adapters.train_compatibility_adapter`; `alignment.search` says how to search. Trials that are done
     are kept under `destination`, whatever stops the search: it goes on from there, with `muscle align` also with
     another budget, while `muscle update` begins a stage with other settings anew. A diverged trial is never chosen.
+    Where no trial has fewer flips above the floor, the new task adapter is saved as it is.
     All held-out items are scored, whatever `evaluation.limit`. Beside what a training leaves there is `search.json`.
 
     Raises:
@@ -165,14 +167,23 @@ def _search(bench: _Bench, report: Report) -> None:
         if processes().is_main_process:
             shutil.rmtree(bench.root / TRIALS)  # so that nothing is in the way of other settings
         raise MuscleError(f"none of {len(trials)} trials can be kept; the first: {trials[0].failed}")
-    chosen = min(range(len(trials)), key=lambda number: (trials[number].rank, trials[number].tokens))
+    best = min(range(len(trials)), key=lambda number: (trials[number].rank, trials[number].tokens))
+    chosen = best if bench.new.adapter is None or trials[best].rank < bench.judge.score(bench.judge.new) else None
     if processes().is_main_process:
-        for file in (bench.root / TRIALS / trials[chosen].folder).iterdir():
-            if file.is_file() and file.name not in (TRIAL, _JUDGED):
-                shutil.copyfile(file, bench.destination / file.name)
+        _save(bench, trials[best].folder if chosen is not None else None)
         record = search_record(bench.judge, trials, chosen, bench.unit)
         replace_whole(bench.destination / SEARCH, json.dumps(record, indent=2).encode() + b"\n")
     processes().wait_for_everyone()
+
+
+def _save(bench: _Bench, trial: str | None) -> None:
+    """Copy a trial's adapter to where the search's is to be; without one, the new task adapter as it is."""
+    assert trial is not None or bench.new.adapter is not None
+    source = bench.root / TRIALS / trial if trial is not None else Path(local_adapter(str(bench.new.adapter)))
+    for file in source.iterdir():
+        own = (TRIAL, _JUDGED, "README.md", "stage.json", "stage.log")
+        if file.is_file() and file.name not in own:
+            shutil.copyfile(file, bench.destination / file.name)
 
 
 def _most_choices(task: Task) -> int:

@@ -24,18 +24,16 @@ TRIALS, TRIAL = "trials", "trial.json"
 """Below its checkpoints the folder of what is tried; in the folder of a trial its record, when it is done."""
 
 
-def search_record(judge: Judge, trials: Sequence[Trial], chosen: int, unit: int) -> dict[str, Any]:
+def search_record(judge: Judge, trials: Sequence[Trial], chosen: int | None, unit: int) -> dict[str, Any]:
     """The content of search.json.
 
     Args:
         judge: By whom the trials are judged.
         trials: In the order in which they were trained.
-        chosen: Number of the one that is kept, which did not fail.
+        chosen: Number of the one that is kept, which did not fail; None: the new task adapter as it is.
         unit: Tokens of one alignment.
     """
-    search = judge.search
-    winner = trials[chosen]
-    assert winner.figures
+    search, winner = judge.search, None if chosen is None else trials[chosen]
     return {
         "search": search.as_dict(),
         "unit_tokens": unit,
@@ -46,19 +44,33 @@ def search_record(judge: Judge, trials: Sequence[Trial], chosen: int, unit: int)
         "trials": [to_builtins(trial) for trial in trials],
         "chosen": chosen,
         "why": _why(search, judge, trials, winner),
-        "warning": None
-        if winner.admissible
-        else (
-            "no trial kept the accuracy above the floor: what is saved falls short of it by least, "
-            f"{100 * winner.figures.shortfall:.2g} points"
-        ),
+        "warning": _warning(winner),
     }
 
 
-def _why(search: SearchSettings, judge: Judge, trials: Sequence[Trial], winner: Trial) -> str:
-    """One sentence."""
+def _warning(winner: Trial | None) -> str | None:
+    if winner is None:
+        return (
+            "what is saved is the new task adapter, not aligned: align on more data, or lower search.floor on purpose"
+        )
     assert winner.figures
+    if winner.admissible:
+        return None
+    return (
+        "no trial kept the accuracy above the floor: what is saved falls short of it by least, "
+        f"{100 * winner.figures.shortfall:.2g} points"
+    )
+
+
+def _why(search: SearchSettings, judge: Judge, trials: Sequence[Trial], winner: Trial | None) -> str:
+    """One sentence."""
     named = "NFR" if search.aim == "nfr" else "relative NFR"
+    if winner is None:
+        return (
+            f"the new task adapter as it is: none of the {len(trials)} trials has a lower {named} on {judge.new.items} "
+            "held-out items and an accuracy that is not below the floor"
+        )
+    assert winner.figures
     found, before = (
         figures.nfr if search.aim == "nfr" else figures.relative_nfr or 0.0 for figures in (winner.figures, judge.new)
     )
