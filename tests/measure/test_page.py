@@ -201,6 +201,7 @@ def _one_word_more(role: str, item: str, correct: int) -> Texts:
 def test_inputs_that_differ_are_both_shown(open_page: Open) -> None:
     page = open_page(make_comparison(answer=lambda role, item, _: Texts(f"{role} input", None, None)))
     page.click("#list tbody tr >> nth=0")
+    page.locator("#instance .input h4").first.wait_for()  # a busy machine shows it a moment later
     assert page.locator("#instance .input h4").all_inner_texts() == ["Input of old", "Input of new"]
     assert page.locator("#instance .target").inner_text().split("\n")[-1] == "Not in the logs."
     assert page.locator("#instance .answers .absent").all_inner_texts() == ["No answer in the log."] * 2

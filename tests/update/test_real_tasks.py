@@ -134,7 +134,8 @@ def test_texts_are_upstreams_in_the_tasks_prompt(name: str, load: Callable[..., 
         assert {*training, *held_out} < set(expected)
     else:
         assert sorted(training + held_out, key=repr) == sorted(expected, key=repr)
-        assert [example for example in expected if example in set(training[:3])][:3] == training[:3]
+        in_order = [example for example in expected if example in set(training[:3])][:3] == training[:3]
+        assert in_order == (name not in {"banking77", "clinc150"})  # upstream sorts these two by label
 
 
 def test_texts_to_the_byte(load: Callable[..., Task]) -> None:
