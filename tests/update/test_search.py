@@ -480,7 +480,15 @@ def test_a_search_ends_in_an_ordinary_adapter(world: Path, tmp_path: Path, name:
     alignment = AlignmentSettings(search=SearchSettings(budget=3))
     record = run(world, name, tmp_path, alignment)
     assert record["budget_used"] <= 3
-    files = {"adapter_config.json", "adapter_model.safetensors", "training.json", "provenance.json", "log.jsonl"}
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world / "v2"), str(tmp_path))
+    caches = {path.name.partition("-")[0] for path in (tmp_path / "checkpoints/teachers").iterdir()}
+    assert caches >= {"old", "new"}
+    assert not list((tmp_path / "checkpoints/trials").glob("*/checkpoints"))
+    weights = "adapter_model.safetensors"
+    if record["chosen"] is None:  # models that know nothing: nothing may beat the new one
+        assert (tmp_path / weights).read_bytes() == (world / "new" / weights).read_bytes()
+        return
+    files = {"adapter_config.json", weights, "training.json", "provenance.json", "log.jsonl"}
     assert files <= {path.name for path in tmp_path.iterdir()}
     chosen, trained = record["trials"][record["chosen"]], json.loads((tmp_path / "training.json").read_text())
     assert trained["alignment"]["search"] is None
@@ -488,10 +496,6 @@ def test_a_search_ends_in_an_ordinary_adapter(world: Path, tmp_path: Path, name:
     assert {**trained["training"], **chosen["training"]} == trained["training"]
     best = min(trial["score"] for trial in record["trials"])
     assert chosen["score"] == best == min(trained["result"]["validation_flips"])
-    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world / "v2"), str(tmp_path))
-    caches = {path.name.partition("-")[0] for path in (tmp_path / "checkpoints/teachers").iterdir()}
-    assert caches >= {"old", "new"}
-    assert not list((tmp_path / "checkpoints/trials").glob("*/checkpoints"))
 
 
 @pytest.mark.slow
