@@ -92,9 +92,9 @@ def test_a_killed_training_goes_on_and_refuses_to_become_another(here: Path, wor
     assert not (here / "killed/adapter_model.safetensors").exists()
 
     other = run(*adapt(world, "killed", "--set", "training.epochs=4"), cwd=here)
-    message = "killed holds a training or a search that was begun with other settings, models or data: remove it, or choose another"
+    message = "killed holds a training or a search that was begun with other settings, models or data"
     assert (other.returncode, other.stdout) == (2, "")
-    assert other.stderr.splitlines()[-1] == f"error: {message} folder with --out"
+    assert other.stderr.splitlines()[-1] == f"error: {message}: remove it, or choose another folder with --out"
     assert any(checkpoints.iterdir())
 
     again = run(*adapt(world, "killed"), cwd=here)
