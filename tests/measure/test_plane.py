@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -235,23 +235,48 @@ def flat(models: list[Model], old: float = 0.5) -> Plane:
     return Plane(100, False, Estimate(old, None, None), models, None, 0.95)
 
 
-def cell(point: tuple[float, float]) -> tuple[int, int]:
-    """Around one spot there is room for a few names only."""
-    return round(3 * point[0]), round(3 * point[1])
-
-
-@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=6, unique_by=cell))
-def test_names_do_not_cover_each_other_and_marks_lie_inside(points: list[tuple[float, float]]) -> None:
-    picture = drawn(flat([model(f"a name {i}", *point) for i, point in enumerate(points)]))
+def boxes_of(picture: Picture) -> list[tuple[float, float, float]]:
+    """Left, right and middle of each name that is there, none of which covers another."""
     boxes = []
     for dot in picture.dots:
-        assert 0 <= dot.x <= ROOM[0]
-        assert 0 <= dot.y <= ROOM[1]
+        if not dot.label.text:
+            continue
         length = 0.48 * ROOM[2] * len(dot.label.text)
         left = dot.label.x - length * {"start": 0.0, "middle": 0.5, "end": 1.0}[dot.label.anchor]
         boxes.append((left, left + length, dot.label.y))
     for (a, b, y), (c, d, z) in itertools.combinations(boxes, 2):
         assert b <= c or d <= a or abs(y - z) >= ROOM[2] - 1e-9
+    return boxes
+
+
+@example([(0.0, 0.0)] * 5)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=9))
+def test_names_do_not_cover_each_other_and_marks_lie_inside(points: list[tuple[float, float]]) -> None:
+    picture = drawn(flat([model(f"a name {i}", *point) for i, point in enumerate(points)]))
+    for dot in picture.dots:
+        assert 0 <= dot.x <= ROOM[0]
+        assert 0 <= dot.y <= ROOM[1]
+    boxes_of(picture)
+    assert [dot.label.text for dot in picture.dots] == [f"a name {i}" for i in range(len(points))]
+
+
+@pytest.mark.parametrize("point", [(0.0, 0.0), (0.5, 0.5), (1.0, 0.0)])
+def test_names_of_many_models_at_one_spot_spread_out_and_keep_off_it(point: tuple[float, float]) -> None:
+    picture = drawn(flat([model(f"a name {i}", *point) for i in range(40)]))
+    x, y = picture.dots[0].x, picture.dots[0].y
+    for left, right, middle in boxes_of(picture):
+        assert 0 <= left < right <= ROOM[0]
+        assert ROOM[2] / 2 <= middle <= ROOM[1] - ROOM[2] / 2
+        assert not (left < x < right and abs(middle - y) < ROOM[2] / 2)
+    assert all(dot.label.text for dot in picture.dots)
+    for label in (dot.label for dot in picture.dots if dot.label.anchor != "middle"):
+        assert label.far == (math.hypot(label.x - x, label.y - y) > 29.99)  # a line leads there
+
+
+def test_names_that_find_no_room_are_left_out() -> None:
+    picture = drawn(flat([model(f"a name {i}", i / 150, i / 150) for i in range(150)]))
+    assert len(picture.dots) == 150
+    assert 60 < len(boxes_of(picture)) < 120  # 17 rows of 7
 
 
 @given(st.floats(0.05, 0.95), st.lists(st.tuples(SHARES, SHARES), min_size=1, max_size=4))

@@ -167,6 +167,7 @@ def plane_of(comparison: Comparison, *, graded: bool = False, methods: Collectio
         found = _MIXTURE.fullmatch(name)
         accuracy, nfr, relative = _rates(update, graded=graded)
         worse = flips[name]
+        _, change = flip_rate_change(flips["new"], worse, intervals, comparison.seed)
         models.append(
             Model(
                 name=name,
@@ -175,7 +176,7 @@ def plane_of(comparison: Comparison, *, graded: bool = False, methods: Collectio
                 accuracy=accuracy,
                 nfr=nfr,
                 relative_nfr=relative,
-                change=UNDEFINED if name == "new" else _change(flips["new"], worse, intervals, comparison.seed),
+                change=UNDEFINED if name == "new" else change,
                 fixed=int(np.count_nonzero(flips["new"] & ~worse)),
                 made=int(np.count_nonzero(worse & ~flips["new"])),
                 spread=Spread.of(worse.astype(np.float64), quality[name], clusters),
@@ -241,9 +242,22 @@ def _columns(
     return flips, quality, clusters
 
 
-def _change(before: BoolArray, after: BoolArray, intervals: Intervals, seed: int) -> Estimate:
-    """`metrics.nfr_change_percent` of two models' flips on the same items, bootstrapped."""
-    codes = np.select([before & ~after, before, after], [0, 1, 2], 6).astype(np.int64)  # fixed, kept, made, others
-    draws = AlignmentCells.draws(codes, intervals.clusters, seed)
-    observed = metrics.nfr_change_percent(AlignmentCells.count(codes))
-    return intervals.bootstrapped(observed, metrics.nfr_change_percent(draws))
+def flip_rate_change(before: BoolArray, after: BoolArray, intervals: Intervals, seed: int) -> tuple[Estimate, Estimate]:
+    """How a rate of flips changes from one model to another on the same items; paired by item.
+
+    Args:
+        before: (N,) whether the item is a flip of the one model, negative or positive.
+        after: (N,) the same of the other model.
+        intervals: Of these items.
+        seed: Of the bootstrap draws.
+
+    Returns:
+        `metrics.delta_nfr`, in [-1, 1], and `metrics.nfr_change_percent`, bootstrapped, which is undefined where there
+        is no flip before.
+    """
+    fixed, made = before & ~after, after & ~before
+    codes = np.select([fixed, before, made], [0, 1, 2], 6).astype(np.int64)  # AlignmentCells: fixed, kept, made, others
+    cells, draws = AlignmentCells.count(codes), AlignmentCells.draws(codes, intervals.clusters, seed)
+    values = made.astype(np.float64) - fixed
+    points = intervals.difference(metrics.delta_nfr(cells), int(cells.made), int(cells.fixed), values)
+    return points, intervals.bootstrapped(metrics.nfr_change_percent(cells), metrics.nfr_change_percent(draws))

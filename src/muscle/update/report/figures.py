@@ -13,13 +13,14 @@ from typing import Any, Literal
 import numpy as np
 
 from muscle.errors import MuscleError
-from muscle.measure import Comparison, Estimate, Update, compare, metrics
+from muscle.measure import Comparison, Estimate, Update, compare
 from muscle.measure.intervals import UNDEFINED, Intervals
 from muscle.measure.logs import EXPECTED, OpenLog
 from muscle.measure.logs.lm_eval_answers import log_likelihoods
 from muscle.measure.logs.rows import Selection
 from muscle.measure.logs.source import find
-from muscle.measure.metrics import AlignmentCells, BoolArray
+from muscle.measure.metrics import BoolArray
+from muscle.measure.plane import flip_rate_change
 from muscle.measure.predictions import RIGHT, UNSCORED
 from muscle.measure.statistics import IntArray
 
@@ -189,9 +190,14 @@ def _changes(comparison: Comparison, reading: Reading) -> dict[str, Estimate]:
     alignment = comparison.alignment
     assert alignment is not None
     worse, better, clusters = _flips(comparison, graded=reading.kind == "graded")
-    nfr_change, nfr_change_percent = _rate_change(comparison, *worse, clusters)
-    pfr_change, _ = _rate_change(comparison, *better, clusters)
-    changes = {"nfr_change": nfr_change, "nfr_change_percent": nfr_change_percent, "pfr_change": pfr_change}
+    intervals = Intervals(comparison.confidence, clusters)
+    nfr_change, nfr_change_percent = flip_rate_change(*worse, intervals, comparison.seed)
+    pfr_change, _ = flip_rate_change(*better, intervals, comparison.seed)
+    changes = {
+        "nfr_change": _times(nfr_change, 100),
+        "nfr_change_percent": nfr_change_percent,
+        "pfr_change": _times(pfr_change, 100),
+    }
     if reading.kind != "graded":
         return {**changes, "score_change": _times(alignment.delta_accuracy, 100)}
     score_change = alignment.update.smooth.mean_change if alignment.update.smooth else UNDEFINED
@@ -228,21 +234,6 @@ def _flips(comparison: Comparison, *, graded: bool) -> tuple[Pair, Pair, IntArra
         clusters = np.array([numbers.setdefault(item, len(numbers)) for item in ids], dtype=np.int64)[scored]
     old, new, compatible = old[scored], new[scored], compatible[scored]
     return (new < old, compatible < old), (new > old, compatible > old), clusters
-
-
-def _rate_change(
-    comparison: Comparison, before: BoolArray, after: BoolArray, clusters: IntArray | None
-) -> tuple[Estimate, Estimate]:
-    """Change of a flip rate in points, and in percent of the rate before; paired by item."""
-    fixed, made = before & ~after, after & ~before
-    codes = np.select([fixed, before, made], [0, 1, 2], 6).astype(np.int64)  # AlignmentCells: fixed, kept, made, others
-    cells = AlignmentCells.count(codes)
-    draws = AlignmentCells.draws(codes, clusters, comparison.seed)
-    intervals = Intervals(comparison.confidence, clusters)
-    values = made.astype(np.float64) - fixed
-    points = intervals.difference(metrics.delta_nfr(cells), int(made.sum()), int(fixed.sum()), values)
-    percent = intervals.bootstrapped(metrics.nfr_change_percent(cells), metrics.nfr_change_percent(draws))
-    return _times(points, 100), percent
 
 
 def _times(estimate: Estimate, factor: float) -> Estimate:

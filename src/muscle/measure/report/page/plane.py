@@ -1,15 +1,16 @@
 """Where things lie in the picture of the plane: the NFR to the right, accuracy upwards, in units of the picture."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 from muscle.measure.plane import Model, Plane
 from muscle.measure.report.page.pictures import Axis, Point
 
 _LETTER = 0.48  # width of a letter, by the height of a line
 _LONGEST = 24  # letters of a name; longer ones are cut
+_EDGE = 2.0  # between a name and the edge
 _CLEAR = 8.0  # half the side of the square around a mark that names keep out of
 
 
@@ -18,6 +19,7 @@ class Label:
     """A model's name."""
 
     text: str
+    """Empty where there is no room for it."""
     x: float
     y: float
     """Of its middle."""
@@ -87,12 +89,14 @@ def picture_of(plane: Plane, width: float, height: float, line: float) -> Pictur
     mixtures = sorted((model.share, *at_) for model, at_ in zip(models, places, strict=True) if model.share is not None)
     chain = [(across, down) for _, across, down in mixtures]
     old = at(0.0, before)[1] if y.low <= before <= y.high else None
-    taken = [(width - _LETTER * line * 3, width, old - line / 2)] if old is not None else []
-    labels = _labels(places, [_name(model) for model in models], _along(chain), taken, (width, height, line))
+    taken = [_Place(width - _LETTER * line * 3, width, old - line / 2)] if old is not None else []
+    room = _Room(width, height, line, places, _along(chain), taken)
+    downwards = sorted(range(len(models)), key=lambda i: places[i][1])
+    labels = {i: room.label(i, _name(models[i])) for i in downwards}
     units = width / (x.high - x.low), height / (y.high - y.low)
     dots = [
-        Dot(model, *place, *_interval(model, plane.confidence, units, at), label)
-        for model, place, label in zip(models, places, labels, strict=True)
+        Dot(model, *place, *_interval(model, plane.confidence, units, at), labels[i])
+        for i, (model, place) in enumerate(zip(models, places, strict=True))
     ]
     chance, least = None, list[Point]()
     if not plane.graded:
@@ -173,53 +177,95 @@ def _along(chain: Sequence[Point], step: float = 6.0) -> list[Point]:
     return found
 
 
-def _labels(
-    marks: Sequence[Point],
-    names: Sequence[str],
-    avoided: Sequence[Point],
-    taken: Iterable[tuple[float, float, float]],
-    size: tuple[float, float, float],
-) -> list[Label]:
-    """A place for each name: as near to its mark as can be, on no other name or mark, and off the chain.
+@dataclass(frozen=True)
+class _Place:
+    """Where a name may stand."""
 
-    Args:
-        marks: Where the models lie.
-        names: Theirs.
-        avoided: Points that names should not cover, but may.
-        taken: Left, right and middle of names that are there already.
-        size: Width and height of the plotting area, and height of a line.
-    """
-    width, height, line = size
-    boxes = list(taken)
-    labels: dict[int, Label] = {}
-    for i in sorted(range(len(marks)), key=lambda i: marks[i][1]):
-        x, y = marks[i]
-        length = _LETTER * line * len(names[i])
-        best: tuple[float, Label, tuple[float, float, float]] | None = None
-        for far, (radius, angle) in enumerate((r, a) for r in (11, 19, 30, 44, 60, 80, 105) for a in range(0, 360, 30)):
+    left: float
+    right: float
+    middle: float
+    """Of its height."""
+    anchor: str = "start"
+    distance: float = 0.0
+    """From its mark."""
+
+    def covers(self, point: Point, line: float, clear: float) -> bool:
+        x, y = point
+        return self.left - clear < x < self.right + clear and abs(y - self.middle) < line / 2 + clear / 2
+
+    def label(self, text: str) -> Label:
+        x = {"start": self.left, "middle": (self.left + self.right) / 2, "end": self.right}[self.anchor]
+        return Label(text, x, self.middle, self.anchor, self.distance >= 30)
+
+
+@dataclass(frozen=True)
+class _Room:
+    """The plotting area, and what is in it."""
+
+    width: float
+    height: float
+    line: float
+    """Height of a line."""
+    marks: Sequence[Point]
+    chain: Sequence[Point]
+    """Points that names should not cover, but may."""
+    taken: list[_Place]
+    """By names."""
+
+    def label(self, number: int, name: str) -> Label:
+        """Place the name of a mark: as near to it as can be, on no other name, and if possible on no mark and no chain.
+
+        Where its surroundings are full it goes to the nearest place anywhere, and is left out where there is none.
+        """
+        mark, length = self.marks[number], _LETTER * self.line * len(name)
+        others = [*self.marks[:number], *self.marks[number + 1 :]]
+        for places, kept_off in (
+            (self._around(mark, length), others),
+            (self._anywhere(mark, length), self.marks),
+            (self._anywhere(mark, length), []),
+        ):
+            free = [place for place in places if self._is_free(place, kept_off)]
+            if free:
+                best = min(free, key=self._cost)
+                self.taken.append(best)
+                return best.label(name)
+        return Label("", *mark, "start", False)
+
+    def _around(self, mark: Point, length: float) -> Iterator[_Place]:
+        """Places on rings around a mark, the nearest first."""
+        x, y = mark
+        for radius, angle in product((11, 19, 30, 44, 60, 80, 105), range(0, 360, 30)):
             to_right, up = math.cos(math.radians(angle)), math.sin(math.radians(angle))
             anchor = "middle" if abs(to_right) < 0.3 else "start" if to_right > 0 else "end"
-            place, middle = x + radius * to_right, y - max(radius, 0.9 * line if anchor == "middle" else 0) * up
-            left = place - length * {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor]
-            box = (left, left + length, middle)
-            if left < 2 or left + length > width - 2 or not line / 2 <= middle <= height - line / 2:
-                continue
-            if any(abs(middle - m) < line and left < b + 4 and left + length > a - 4 for a, b, m in boxes):
-                continue
-            if any(_covers(box, mark, line, _CLEAR) for place_, mark in enumerate(marks) if place_ != i):
-                continue
-            cost = radius + 4 * sum(_covers(box, point, line, 1.0) for point in avoided) + far / 1000
-            if best is None or cost < best[0]:
-                best = cost, Label(names[i], place, middle, anchor, radius >= 30), box
-        if best is None:
-            box = (x + 11, x + 11 + length, y)
-            best = 0.0, Label(names[i], x + 11, y, "start", False), box
-        boxes.append(best[2])
-        labels[i] = best[1]
-    return [labels[i] for i in range(len(marks))]
+            left = x + radius * to_right - length * {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor]
+            middle = y - max(radius, 0.9 * self.line if anchor == "middle" else 0) * up
+            yield _Place(left, left + length, middle, anchor, radius)
 
+    def _anywhere(self, mark: Point, length: float) -> Iterator[_Place]:
+        """Places all over the area: in rows of text, a letter apart."""
+        x, y = mark
+        step = _LETTER * self.line
+        for row, column in product(range(int(self.height / self.line)), range(int(self.width / step))):
+            left, middle = _EDGE + column * step, (row + 0.5) * self.line
+            right = left + length
+            anchor = "start" if x < left else "end" if x > right else "middle"
+            yield _Place(left, right, middle, anchor, math.hypot(max(left - x, 0.0, x - right), y - middle))
 
-def _covers(box: tuple[float, float, float], point: Point, line: float, clear: float) -> bool:
-    left, right, middle = box
-    x, y = point
-    return left - clear < x < right + clear and abs(y - middle) < line / 2 + clear / 2
+    def _is_free(self, place: _Place, marks: Sequence[Point]) -> bool:
+        """Whether a place lies inside, and keeps off all names and these marks."""
+        line = self.line
+        return (
+            place.left >= _EDGE
+            and place.right <= self.width - _EDGE
+            and line / 2 <= place.middle <= self.height - line / 2
+            and not any(
+                abs(place.middle - other.middle) < line - 1e-9  # rows next to each other are free
+                and place.left < other.right + 4
+                and place.right > other.left - 4
+                for other in self.taken
+            )
+            and not any(place.covers(mark, line, _CLEAR) for mark in marks)
+        )
+
+    def _cost(self, place: _Place) -> float:
+        return place.distance + 4 * sum(place.covers(point, self.line, 1.0) for point in self.chain)
