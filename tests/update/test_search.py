@@ -17,26 +17,20 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from muscle.errors import MuscleError
+from muscle.update import backends, costs, search
 from muscle.update import run as update_run
-from muscle.update import search
 from muscle.update.adapters import Size
+from muscle.update.alignment_settings import AlignmentSettings, SearchSettings
 from muscle.update.candidates import candidates, halving, schedule
 from muscle.update.judging import Figures, Judge
-from muscle.update.recipe import (
-    AlignmentSettings,
-    Base,
-    EvaluationSettings,
-    LoraSettings,
-    SearchSettings,
-    TaskModel,
-    TaskSettings,
-    TrainingSettings,
-    merged,
-)
+from muscle.update.recipe import Base, EvaluationSettings, LoraSettings, TaskModel, TaskSettings, TrainingSettings
 from muscle.update.recipe_file import make_recipe
 from muscle.update.report.search import print_search
-from muscle.update.tasks import load_task
+from muscle.update.settings import merged
+from muscle.update.tasks import Task, load_task
 from muscle.update.trainer import DivergedError
+
+from .commands import run as command
 
 TRAINING = TrainingSettings(epochs=4, batch_size=4, accumulation=1, learning_rate=0.05, warmup_steps=3)
 SIZES = {"gold": Size(24, 1000), "choices": Size(24, 3000)}
@@ -225,11 +219,10 @@ class Trainings:
         self.diverging: tuple[float, ...] = ()
         self.wrong: Callable[[AlignmentSettings, int], set[int]] = lambda alignment, epochs: set()
         monkeypatch.setattr(search, "train_compatibility_adapter", self.train)
+        monkeypatch.setattr(search, "clear_device_cache", lambda **_: None)  # nothing was trained, and it takes long
         monkeypatch.setattr(search, "validation_scores", lambda *_: lambda model: model.scores)
-        monkeypatch.setattr(search, "training_size", lambda base, task, alignment, tokens: SIZES[alignment.texts])
-        monkeypatch.setattr(
-            search, "scores_of", lambda model, *_: self.scores(set() if model.adapter.endswith("old") else {0, 1, 2})
-        )
+        monkeypatch.setattr(costs, "training_size", lambda base, task, alignment, tokens: SIZES[alignment.texts])
+        monkeypatch.setattr(search, "scores_of", lambda model, *_: self.scores(set() if is_old(model) else {0, 1, 2}))
         self.world = world
 
     @staticmethod
@@ -251,23 +244,34 @@ class Trainings:
         (folder / "training.json").write_text(json.dumps({"result": result, "alignment": alignment.as_dict()}))
         self.done.append((alignment.old_share, alignment.ce_share, settings.epochs))
 
-    def search(self, out: Path, report: Any = lambda *_: None, **settings: Any) -> dict[str, Any]:
+    def search(
+        self, out: Path, report: Any = lambda *_: None, *, new: TaskModel | None = None, **settings: Any
+    ) -> dict[str, Any]:
         settings = {"old_shares": (0.8, 0.6, 0.4), "ce_shares": (0.0,)} | settings
         alignment = AlignmentSettings(search=SearchSettings(**settings))
-        return run(self.world, "sums", out, alignment, report, epochs=8)
+        return run(self.world, "sums", out, alignment, report, new=new, epochs=8)
+
+
+def is_old(model: TaskModel) -> bool:
+    return model.base.base.endswith("v1")
 
 
 def run(
-    world: Path, name: str, out: Path, alignment: AlignmentSettings, report: Any = lambda *_: None, **training: Any
+    world: Path,
+    name: str,
+    out: Path,
+    alignment: AlignmentSettings,
+    report: Any = lambda *_: None,
+    *,
+    new: TaskModel | None = None,
+    **training: Any,
 ) -> dict[str, Any]:
     task = load_task(name, TaskSettings(include_path=str(world / "tasks"), validation_share=None))
-    old, new = (
-        TaskModel(base=Base(base=str(world / base)), adapter=str(world / adapter))
-        for base, adapter in (("v1", "old"), ("v2", "new"))
-    )
+    old = TaskModel(base=Base(base=str(world / "v1")), adapter=str(world / "old"))
+    new = new or TaskModel(base=Base(base=str(world / "v2")), adapter=str(world / "new"))
     settings = TrainingSettings(**(TRAINING.as_dict() | training))
     lora, evaluation = LoraSettings(rank=4, alpha=8), EvaluationSettings(batch_size=4, limit=3)
-    search.search_compatibility_adapter(old, new, task, alignment, lora, settings, evaluation, out, report)
+    search.Search(old, new, task, alignment, lora, settings, evaluation, out).run(report)
     found: dict[str, Any] = json.loads((out / "search.json").read_text())
     return found
 
@@ -334,7 +338,49 @@ def test_where_no_trial_is_better_the_new_adapter_is_kept_and_that_is_said(
     page = io.StringIO()
     print_search(tmp_path / "search.json", Console(file=page))
     assert "the new task adapter as it is: none of the 10 trials has a lower NFR" in page.getvalue()
-    assert "warning: what is saved is the new task adapter, not aligned" in page.getvalue()
+    warning = "warning: what is saved is the new task adapter, not aligned: align on more data, or raise search.floor"
+    assert warning in page.getvalue()
+
+
+def test_where_no_trial_reaches_the_floor_and_there_is_no_adapter_the_nearest_is_kept_and_that_is_said(
+    trainings: Trainings, world: Path, tmp_path: Path
+) -> None:
+    trainings.wrong = lambda alignment, _: set(range(10 + round(20 * abs(alignment.old_share - 0.6))))
+    base_alone = TaskModel(base=Base(base=str(world / "v2")), adapter=None)
+    record = trainings.search(tmp_path, new=base_alone, floor=0)
+    assert not any(trial["admissible"] for trial in record["trials"])
+    shortfalls = [trial["figures"]["shortfall"] for trial in record["trials"]]
+    assert shortfalls[record["chosen"]] == pytest.approx(7 / 40)
+    assert min(shortfalls) == shortfalls[record["chosen"]] < max(shortfalls)
+    assert record["trials"][record["chosen"]]["alignment"]["old_share"] == 0.6
+    assert json.loads((tmp_path / "training.json").read_text())["alignment"]["old_share"] == 0.6
+    page = io.StringIO()
+    print_search(tmp_path / "search.json", Console(file=page))
+    said = " ".join(page.getvalue().split())
+    kept = "mixture a 0.6, CE 0, answers, a quarter of the length: its accuracy falls short of the floor by least"
+    assert f"*: {kept}, since none of the 10 trials reached it; NFR on 40 held-out items 25 %" in said
+    assert "what is saved falls short of it by least, 18 points" in said
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_new_adapter_of_the_hub_is_kept_as_it_may_be_read(
+    trainings: Trainings, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    asked = []
+
+    def download(name: str, revision: str | None, allow_patterns: list[str] | None) -> str:
+        asked.append((name, revision, allow_patterns))
+        return str(world / "new")
+
+    monkeypatch.setattr(backends, "snapshot_download", download)
+    monkeypatch.setattr(search, "digests", lambda _: ["digest"])
+    trainings.wrong = lambda *_: set(range(20))
+    base = Base(base=str(world / "v2"), allow_pickle=allowed)
+    record = trainings.search(tmp_path, new=TaskModel(base=base, adapter="somebody/adapter@main"), budget=1)
+    assert record["chosen"] is None
+    assert asked == [("somebody/adapter", "main", None if allowed else ["*.json", "*.safetensors"])]
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (world / "new" / weights).read_bytes()
 
 
 def test_a_stopped_search_goes_on_and_a_larger_budget_trains_only_more(trainings: Trainings, tmp_path: Path) -> None:
@@ -439,9 +485,25 @@ def test_the_table_is_plain_in_a_pipe_and_fits_a_terminal(trainings: Trainings, 
     print_search(tmp_path / "search.json", Console(file=terminal, force_terminal=True, width=80, color_system=None))
     assert max(map(len, terminal.getvalue().splitlines())) <= 80
     assert "97.5 [87.1, 99.6]" in terminal.getvalue()
-    (tmp_path / "search.json").write_text("{")
+
+
+def test_a_record_of_an_older_program_is_shown_and_a_damaged_one_refused(trainings: Trainings, tmp_path: Path) -> None:
+    record, file = trainings.search(tmp_path), tmp_path / "search.json"
+    now, older = io.StringIO(), io.StringIO()
+    print_search(file, Console(file=now))
+    for trial in record["trials"]:
+        del trial["failed"]
+    del record["warning"]
+    file.write_text(json.dumps(record))
+    print_search(file, Console(file=older))
+    assert older.getvalue() == now.getvalue()
+    for damaged in (b"{", b"", b"[]", b'{"trials": []}', b'{"why": "\xff"}', json.dumps(record | {"old": {}}).encode()):
+        file.write_bytes(damaged)
+        with pytest.raises(MuscleError, match=r"search.json: cannot be read \(.*\): search again"):
+            print_search(file, Console(file=now))
+    file.unlink()
     with pytest.raises(MuscleError, match=r"search.json: cannot be read \(.*\): search again"):
-        print_search(tmp_path / "search.json", Console(file=pipe))
+        print_search(file, Console(file=now))
 
 
 def test_an_update_says_what_was_chosen(monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path) -> None:
@@ -471,10 +533,45 @@ def test_an_update_says_what_was_chosen(monkeypatch: pytest.MonkeyPatch, world: 
     ]
 
 
+# What the command refuses.
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("--budget", "0", "'--budget': Input should be greater than or equal to 1"),
+        ("--budget", "nan", "'--budget': Input should be less than or equal to 1000000"),
+        ("--budget", "inf", "'--budget': Input should be less than or equal to 1000000"),
+        ("--budget", "much", "'--budget': Input should be a valid number"),
+        pytest.param("--method", "foo", "by --method (there are: auto, muscle)", marks=pytest.mark.slow),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    tmp_path: Path, option: str, value: str, problem: str
+) -> None:
+    refused = command("align", "scenes", "--old", "v1", "--new", "v2", "--out", "out", option, value, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert problem in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert (refused.stdout, list(tmp_path.iterdir())) == ("", [])
+
+
 # Real trainings of tiny models.
 
 
+@pytest.fixture
+def beaten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new task model's answers are worse than wrong, so that a trial surely wins, whatever tiny models learn."""
+
+    def scores(model: TaskModel, task: Task, *_: Any) -> dict[int, float]:
+        score = 0.5 if is_old(model) else -1.0
+        return dict.fromkeys(range(len(task.for_evaluation("validation").eval_docs)), score)
+
+    monkeypatch.setattr(search, "scores_of", scores)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("beaten")
 @pytest.mark.parametrize("name", ["scenes", "sums"])
 def test_a_search_ends_in_an_ordinary_adapter(world: Path, tmp_path: Path, name: str) -> None:
     alignment = AlignmentSettings(search=SearchSettings(budget=3))
@@ -484,11 +581,7 @@ def test_a_search_ends_in_an_ordinary_adapter(world: Path, tmp_path: Path, name:
     caches = {path.name.partition("-")[0] for path in (tmp_path / "checkpoints/teachers").iterdir()}
     assert caches >= {"old", "new"}
     assert not list((tmp_path / "checkpoints/trials").glob("*/checkpoints"))
-    weights = "adapter_model.safetensors"
-    if record["chosen"] is None:  # models that know nothing: nothing may beat the new one
-        assert (tmp_path / weights).read_bytes() == (world / "new" / weights).read_bytes()
-        return
-    files = {"adapter_config.json", weights, "training.json", "provenance.json", "log.jsonl"}
+    files = {"adapter_config.json", "adapter_model.safetensors", "training.json", "provenance.json", "log.jsonl"}
     assert files <= {path.name for path in tmp_path.iterdir()}
     chosen, trained = record["trials"][record["chosen"]], json.loads((tmp_path / "training.json").read_text())
     assert trained["alignment"]["search"] is None
@@ -499,6 +592,7 @@ def test_a_search_ends_in_an_ordinary_adapter(world: Path, tmp_path: Path, name:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("beaten")
 def test_a_stopped_trial_goes_on_from_its_checkpoint(world: Path, tmp_path: Path) -> None:
     alignment = AlignmentSettings(search=SearchSettings(budget=2, lengths=(0.5, 1.0)))
     whole = run(world, "scenes", tmp_path / "whole", alignment)

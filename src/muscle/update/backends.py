@@ -228,7 +228,7 @@ def _vllm(model: TaskModel, settings: EvaluationSettings) -> dict[str, Any]:
     return {**arguments, "lora_local_path": folder, "max_lora_rank": allowed}
 
 
-def local_adapter(adapter: str, allow_pickle: bool = False) -> str:
+def local_adapter(adapter: str, allow_pickle: bool) -> str:
     """Folder of an adapter, downloaded if need be, for what knows no revisions or takes what it finds, as vLLM does."""
     name, revision = split_revision(adapter)
     if Path(name).is_dir():
