@@ -24,11 +24,14 @@ from torch.nn import functional as F  # noqa: N812 (its usual name)
 from torch.optim import optimizer as optimizers
 from transformers import PreTrainedModel
 
+from muscle.update.alignment_settings import AlignmentSettings
 from muscle.update.heads import Head
 from muscle.update.lora import add_adapter
 from muscle.update.models import device
-from muscle.update.objectives import Objective, Outcome, Read, compatibility
-from muscle.update.recipe import AlignmentSettings, Base, LoraSettings, SideName, TaskModel, TrainingSettings
+from muscle.update.objectives import Objective, Read, compatibility
+from muscle.update.rows import Outcome
+from muscle.update.recipe import Base, LoraSettings, TaskModel, TrainingSettings
+from muscle.update.settings import SideName
 from muscle.update.teacher_cache import Texts as Sources
 from muscle.update.teachers import Teacher, Teachers
 from muscle.update.tokenized import IGNORED

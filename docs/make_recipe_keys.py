@@ -1,4 +1,5 @@
-"""Writes the table of keys in docs/recipes.md from the fields and their texts in src/muscle/update/recipe.py.
+"""Writes the table of keys in docs/recipes.md from the fields and their texts in recipe.py and
+alignment_settings.py of src/muscle/update.
 
 python docs/make_recipe_keys.py
 """
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from muscle.update import recipe
+from muscle.update import alignment_settings, recipe
+from muscle.update.settings import TargetTokens
 
 PAGE = Path(__file__).parent / "recipes.md"
 START, END = "<!-- keys -->\n", "<!-- end of keys -->\n"
@@ -37,8 +39,8 @@ def page() -> str:
 
 
 def _tables() -> Iterator[str]:
-    tree = ast.parse(inspect.getsource(recipe))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    nodes = (node for module in (recipe, alignment_settings) for node in ast.parse(inspect.getsource(module)).body)
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
     for name, title in GROUPS.items():
         yield from ("", f"### {title}", "", "| key | values | default | |", "|---|---|---|---|")
         for field, text in _fields(classes[name]):
@@ -60,9 +62,11 @@ def _values(annotation: ast.expr) -> str:
         "Number": "whole number >= 0",
         "Share": "0 to 1",
         "Positive": "number > 0",
+        "TargetTokens": ", ".join(get_args(TargetTokens)),
+        "TokenizerKind": ", ".join(get_args(recipe.TokenizerKind)),
         **{
-            name: ", ".join(getattr(recipe, name).__args__)
-            for name in ("WeightName", "EmphasisName", "TargetTokens", "CacheDtype")
+            name: ", ".join(get_args(getattr(alignment_settings, name)))
+            for name in ("WeightName", "EmphasisName", "CacheDtype")
         },
         "bool": "true, false",
         "float": "number",

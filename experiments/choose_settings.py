@@ -23,7 +23,8 @@ from summarise import header, row
 from muscle.demo.plan import FULL, demo_plan, demo_recipe, world_stages
 from muscle.demo.stages import TASKS
 from muscle.update.pipeline import Stage, run_pipeline
-from muscle.update.recipe import Recipe, merged
+from muscle.update.recipe import Recipe
+from muscle.update.settings import merged
 
 REFERENCES = ("old", "new", "reseeded", "ensemble")
 LOGS = "validation-logs"

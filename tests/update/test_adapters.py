@@ -23,22 +23,14 @@ from muscle.update.adapters import (
     train_compatibility_adapter,
     train_task_adapter,
 )
+from muscle.update.alignment_settings import AlignmentSettings, WeightName
 from muscle.update.models import load_task_model, load_tokenizer
 from muscle.update.pipeline import Report
 from muscle.update.plan import Plan
-from muscle.update.recipe import (
-    AlignmentSettings,
-    Base,
-    EvaluationSettings,
-    LoraSettings,
-    SideName,
-    TaskModel,
-    TaskSettings,
-    TrainingSettings,
-    WeightName,
-)
+from muscle.update.recipe import Base, EvaluationSettings, LoraSettings, TaskModel, TaskSettings, TrainingSettings
 from muscle.update.recipe_file import make_recipe
-from muscle.update.same_tokenizer import check_same_tokenizer
+from muscle.update.same_tokenizer import tokenizer_difference
+from muscle.update.settings import SideName
 from muscle.update.tasks import Task, load_task
 from muscle.update.tokenized import PaddingCollator, TokenizedExamples
 
@@ -279,20 +271,7 @@ def test_selection_by_flips_keeps_the_epoch_with_the_fewest(world: Path, tmp_pat
     assert flips[result["best_epoch"] - 1] == min(flips)
 
 
-def test_bases_with_different_tokenizers_are_refused(world: Path, tmp_path: Path) -> None:
-    other = tmp_path / "v1"
-    shutil.copytree(world / "v1", other)
-    file = other / "tokenizer.json"
-    vocabulary = json.loads(file.read_text())
-    words = vocabulary["model"]["vocab"]
-    words["scene"], words["at"] = words["at"], words["scene"]
-    file.write_text(json.dumps(vocabulary))
-    old = TaskModel(base=Base(base=str(other)), adapter=str(world / "old"))
-    with pytest.raises(MuscleError, match=r"tokenize 'scene : .*differently: .* two bases that share a tokenizer"):
-        train(world, AlignmentSettings(), SETTINGS, tmp_path, old)
-
-
-def test_a_word_of_the_evaluation_alone_must_be_tokenized_alike(world: Path, tmp_path: Path) -> None:
+def test_a_word_of_the_evaluation_alone_makes_a_difference(world: Path, tmp_path: Path) -> None:
     tasks = tmp_path / "tasks"
     shutil.copytree(world / "tasks", tasks)
     test = tasks / "scenes/test.jsonl"
@@ -307,9 +286,8 @@ def test_a_word_of_the_evaluation_alone_must_be_tokenized_alike(world: Path, tmp
         sides.append(Base(base=str(tmp_path / version)))
     task = load_task("scenes", TaskSettings(include_path=str(tasks), validation_share=None))
     for _ in range(8):  # the word shares its id with another, and only one of the two is in what a tokenizer writes
-        with pytest.raises(MuscleError, match="tokenize 'zebra : "):
-            check_same_tokenizer(*sides, load_tokenizer(sides[1]), task)
-    check_same_tokenizer(sides[1], sides[1], load_tokenizer(sides[1]), task)
+        assert "tokenize 'zebra : " in (tokenizer_difference(*sides, load_tokenizer(sides[1]), task) or "")
+    assert tokenizer_difference(sides[1], sides[1], load_tokenizer(sides[1]), task) is None
 
 
 def test_plain_cross_entropy_needs_no_old_model(world: Path, tmp_path: Path) -> None:

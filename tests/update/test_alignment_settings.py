@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from muscle.errors import MuscleError
-from muscle.update.recipe import AlignmentSettings, check_alignment
+from muscle.update.alignment_settings import AlignmentSettings, check_alignment
 from muscle.update.recipe_file import make_recipe, read_recipe
 
 RECIPE = """\

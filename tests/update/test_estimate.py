@@ -22,6 +22,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from muscle.demo.bases import build_tokenizer
 from muscle.errors import MuscleError
 from muscle.update import estimate, stages
+from muscle.update.alignment_settings import AlignmentSettings
 from muscle.update.estimate import check_weights, forecast, memory, print_estimate, probe, refuse, shapes
 from muscle.update.estimate.forecast import Cost, Forecast
 from muscle.update.estimate.inputs import SAMPLE, Inputs, is_taught
@@ -30,16 +31,7 @@ from muscle.update.lora import add_adapter
 from muscle.update.models import load_base
 from muscle.update.pipeline import CHECKPOINTS, Report, Stage
 from muscle.update.plan import Plan
-from muscle.update.recipe import (
-    AlignmentSettings,
-    Base,
-    EvaluationSettings,
-    LoraSettings,
-    Recipe,
-    Side,
-    TaskSettings,
-    TrainingSettings,
-)
+from muscle.update.recipe import Base, EvaluationSettings, LoraSettings, Recipe, Side, TaskSettings, TrainingSettings
 from muscle.update.recipe_file import read_recipe
 from muscle.update.teacher_cache import Texts, compute_states
 from muscle.update.tokenized import PaddingCollator, TokenizedExamples

@@ -17,6 +17,7 @@ from muscle.update.losses import (
     Aim,
     Distance,
     Take,
+    absolute_difference,
     cross_entropy,
     divergence,
     logit_difference,
@@ -97,6 +98,35 @@ def test_logit_difference_is_zero_only_towards_itself_and_sees_the_largest(seed:
     assert torch.equal(logit_difference(raised, other), logit_difference(student, other))
 
 
+@EVERY_TEMPERATURE
+@given(seed=st.integers(0, 10_000))
+def test_absolute_difference_and_its_gradient(seed: int, temperature: float) -> None:
+    student, teacher = logits(2 * seed).requires_grad_(), logits(2 * seed + 1)
+    found = absolute_difference(student, teacher, temperature)
+    found.sum().backward()
+    assert student.grad is not None
+    for i in range(N):
+        p, q = (softmax(z[i].tolist(), temperature) for z in (teacher, student))
+        assert found[i].item() == pytest.approx(sum(abs(x - y) for x, y in zip(p, q, strict=True)), rel=1e-10)
+        # by the chain rule: sum_v sign(q_v - p_v) dq_v/dz_k, with dq_v/dz_k = q_v ((v = k) - q_k) / T
+        by_hand = [
+            sum(math.copysign(1, q[v] - p[v]) * q[v] * ((v == k) - q[k]) / temperature for v in range(V))
+            for k in range(V)
+        ]
+        assert student.grad[i].tolist() == pytest.approx(by_hand, abs=1e-12)
+
+
+@given(seed=st.integers(0, 10_000), shift=st.floats(-50, 50), temperature=st.floats(0.1, 10))
+def test_absolute_difference_is_zero_only_towards_itself_and_two_at_most(
+    seed: int, shift: float, temperature: float
+) -> None:
+    student, other = logits(seed), logits(seed + 1)
+    assert absolute_difference(student, student + shift, temperature).tolist() == pytest.approx([0.0] * N, abs=1e-9)
+    assert absolute_difference(student, other, temperature).sum() > 1e-3
+    apart = torch.tensor([[0.0, 1e4], [1e4, 0.0]])
+    assert absolute_difference(apart, apart.flip(0), temperature).tolist() == [2.0, 2.0]
+
+
 def test_cross_entropy_and_its_gradient() -> None:
     student, gold = logits(0).requires_grad_(), targets(1)
     found = cross_entropy(student, gold)
@@ -135,9 +165,11 @@ def naive(
     total = (aim.ce_share * columns["cross_entropy"]).sum()
     if aim.teacher is not None:
         t = aim.teacher.double()
+        p, q = (x[:, : t.shape[-1]].div(aim.temperature).softmax(-1) for x in (t, z))
         if aim.distance == "divergence":
-            p, q = (x[:, : t.shape[-1]].div(aim.temperature).softmax(-1) for x in (t, z))
             columns["distance"] = (p * (p / q).log()).sum(-1)
+        elif aim.distance == "absolute":
+            columns["distance"] = (p - q).abs().sum(-1)
         else:
             k = min(LARGEST, t.shape[-1])
             compared = [(z[i, t[i].argsort()[-k:]], t[i].sort().values[-k:]) for i in range(len(z))]
@@ -168,7 +200,7 @@ def assert_near(found: Tensor, expected: Tensor | None, tolerance: float, terms:
     temperature=st.floats(0.3, 20),
     ce_share=st.sampled_from([0.0, 0.3, 1.0]),
     squared=st.booleans(),
-    distance=st.sampled_from(["divergence", "logits"]),
+    distance=st.sampled_from(["divergence", "logits", "absolute"]),
     by_row=st.sampled_from([(False, False), (True, False), (False, True), (True, True)]),
     bias=st.booleans(),
     scale=st.sampled_from([1.0, 0.25, 3.0]),

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from muscle.errors import MuscleError
 from muscle.update import losses
+from muscle.update.alignment_settings import AlignmentSettings, EmphasisName, WeightName
 from muscle.update.heads import Head
-from muscle.update.objectives import Compatibility, Objective, Outcome, Scales, compatibility, task_objective
-from muscle.update.recipe import AlignmentSettings, EmphasisName, WeightName
+from muscle.update.comparison import Aims, Scales
+from muscle.update.objectives import Compatibility, Objective, compatibility, task_objective
+from muscle.update.rows import Outcome
 from muscle.update.tokenized import IGNORED
 from muscle.update.weights import student_wrong
 
@@ -539,7 +541,7 @@ def test_silent_texts_have_a_graph_and_no_loss(weight: WeightName, kind: str | N
 
 def test_weights_between_the_teachers_are_allowed() -> None:
     old, new, student = said(1), said(2), said(0)
-    half = Compatibility(Fixed(old), Fixed(new), lambda targets: torch.full(targets.shape, 0.5), 2.0, False, 0.0)
+    half = Compatibility(Fixed(old), Fixed(new), Aims(lambda targets: torch.full(targets.shape, 0.5), 2.0, False, 0.0))
     between = Fixed((old + new) / 2)
     total, count, statistics = outcome(half, student)
     alone, _, _ = outcome(compatibility(between, between, AlignmentSettings()), student)
@@ -560,7 +562,7 @@ def test_any_mixture_row_by_row_in_chunks_of_any_size(seed: int, chunk: int) -> 
         assert len(targets) == len(sequence) == len(drawn)
         return drawn
 
-    objective = Compatibility(Fixed(old), Fixed(new), weight, 2.0, False, 0.0)
+    objective = Compatibility(Fixed(old), Fixed(new), Aims(weight, 2.0, False, 0.0))
     with chunks_of(chunk):
         total, _, statistics = outcome(objective, student)
     expected = to_old = 0.0
@@ -643,7 +645,7 @@ def test_a_batch_without_targets_keeps_its_graph(weight: WeightName, ce_share: f
 def test_ties_of_coarse_logits_go_to_the_first_token() -> None:
     """In bfloat16 several tokens are often equally likely: the mask and the accuracy must decide alike."""
     student = torch.zeros(len(LENGTHS), WIDTH, V, dtype=torch.bfloat16)
-    objective = Compatibility(Fixed(said(1)), Fixed(said(2)), student_wrong, 2.0, False, 0.0)
+    objective = Compatibility(Fixed(said(1)), Fixed(said(2)), Aims(student_wrong, 2.0, False, 0.0))
     _, count, statistics = outcome(objective, student)
     zeros = (batch()["labels"][:, 1:] == 0).sum()
     assert statistics["token_accuracy"] == zeros

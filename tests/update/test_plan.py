@@ -272,7 +272,9 @@ def test_bases_from_scratch_depend_on_every_task_and_on_their_own_keys() -> None
     for change, expected in {
         "old.scratch.steps=7": ("bases/old", EVERY_MODEL, "!*/new", "!*/reseeded", "!*/cross_entropy"),
         "tasks.piqa.train_limit=9": ("checks/piqa", "bases/*", EVERY_MODEL),
-        "old.scratch.vocabulary=2500": ("bases/*", EVERY_MODEL),
+        "old.scratch.vocabulary=2500": ("bases/old*", EVERY_MODEL, "!*/new", "!*/reseeded", "!*/cross_entropy"),
+        "old.scratch.tokenizer=words": ("bases/old*", EVERY_MODEL, "!*/new", "!*/reseeded", "!*/cross_entropy"),
+        "new.scratch.tokenizer=words": ("bases/*", EVERY_MODEL),
         "evaluation.limit=5": ("logs/*", "models/*"),
         "tasks.samsum={num_fewshot: 1}": ("checks/samsum", "*/samsum/*", "!adapters/*/old", "!adapters/*/new",
                                           "!adapters/*/reseeded", "!adapters/*/cross_entropy"),
@@ -280,6 +282,39 @@ def test_bases_from_scratch_depend_on_every_task_and_on_their_own_keys() -> None
     }.items():  # fmt: skip
         after = plan(SCRATCH, change)
         assert rerun(before, after) == matching(after, *expected), change
+
+
+def test_bases_from_scratch_share_a_tokenizer_if_they_ask_for_the_same() -> None:
+    def tokenizers(*overrides: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
+        stages = {stage.name: stage for stage in plan(SCRATCH, *overrides)}
+        read = {side: stages[f"bases/{side}"].inputs["tokenizer"] for side in ("old", "new")}
+        return {side: (name, stages[name].settings) for side, name in read.items()}
+
+    shared = tokenizers()
+    assert shared["old"] == shared["new"]
+    assert shared["new"][1].keys() == {"vocabulary", "tasks"}
+    assert "tokenizer" not in next(stage for stage in plan(SCRATCH) if stage.name == "bases/old").settings["scratch"]
+    both = tokenizers("old.scratch.tokenizer=grouped", "new.scratch.tokenizer=grouped")
+    assert both["old"] == both["new"]
+    assert both["new"][1]["kind"] == "grouped"
+    for change, value in (("tokenizer", "metaspace"), ("vocabulary", "900")):
+        apart = tokenizers(f"old.scratch.{change}={value}")
+        assert apart["new"] == shared["new"]
+        assert apart["old"][0] == "bases/old_tokenizer"
+        assert value in map(str, apart["old"][1].values())
+
+
+def test_bases_depend_on_the_documents_that_they_read(tmp_path: Path) -> None:
+    for version in ("v1", "v2"):
+        (tmp_path / f"{version}.txt").write_text(f"{version} was here\n")
+    chosen = (f"data={tmp_path}", "old.scratch.documents=v1.txt", "new.scratch.documents=v2.txt")
+    before = plan(SCRATCH, *chosen)
+    read = {stage.name: [file["file"] for file in stage.settings.get("documents", [])] for stage in before}
+    assert read["bases/old"] == [str(tmp_path / "v1.txt")]
+    assert set(read["bases/tokenizer"]) == {str(tmp_path / "v1.txt"), str(tmp_path / "v2.txt")}
+    (tmp_path / "v1.txt").write_text("v1 was there\n")
+    after = plan(SCRATCH, *chosen)
+    assert rerun(before, after) == matching(after, "bases/*", EVERY_MODEL)  # new has words of the old one's documents
 
 
 def test_a_changed_file_runs_again_the_task_that_reads_it(tmp_path: Path) -> None:

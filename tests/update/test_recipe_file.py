@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muscle.errors import MuscleError
-from muscle.update.recipe import AlignmentSettings, LoraSettings, TrainingSettings, merged
+from muscle.update.alignment_settings import AlignmentSettings
+from muscle.update.recipe import LoraSettings, TrainingSettings
 from muscle.update.recipe_file import make_recipe, read_recipe
+from muscle.update.settings import merged
 
 MINIMAL: dict[str, Any] = {"old": {"base": "a"}, "new": {"base": "b"}, "tasks": {"piqa": None}}
 DOCS = Path(__file__).parents[2] / "docs"
@@ -116,6 +118,13 @@ def test_overrides_come_last(tmp_path: Path) -> None:
     assert (recipe.new.base, recipe.controls, recipe.data) == ("c", (), "d")
     assert list(recipe.tasks) == ["piqa", "gsm8k", "arc_easy"]
     assert recipe.training_of("gsm8k").epochs == 7
+
+
+def test_an_override_within_a_given_value_leaves_that_as_it_is() -> None:
+    search: dict[str, Any] = {}
+    given = {("methods", "auto"): {"search": search}}
+    changed = make_recipe(MINIMAL, ["methods.auto.search.budget=7"], given)
+    assert (changed.methods["auto"], search) == ({"search": {"budget": 7}}, {})
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,26 @@
 
 import json
 import math
+import unicodedata
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 import muscle.recipes
+from muscle.demo.plan import QUICK
+from muscle.errors import MuscleError
+from muscle.recipes.prepare_world import prepare
 from muscle.update.models import load_base, load_tokenizer
-from muscle.update.recipe import Base, Recipe, Scratch, Side
+from muscle.update.recipe import Base, Recipe, Scratch, TokenizerKind
 from muscle.update.recipe_file import read_recipe
 from muscle.update.report import paper
-from muscle.update.scratch import pretrain_on_texts, train_tokenizer
+from muscle.update.run import stand_in
+from muscle.update.scratch import SPACE, pretrain_on_texts, train_tokenizer
 
 from .commands import run
 from .real_data import some_rows
@@ -33,27 +42,24 @@ DIALOGUES = (
 )
 
 
-def architecture(side: Side) -> str | None:
-    return side.scratch.architecture if side.scratch else side.architecture
-
-
 def families() -> dict[str, list[Path]]:
     """Recipes whose stand-ins and tasks are alike, by the first one's name: they share the stages that are equal."""
     groups: dict[object, list[Path]] = {}
     for file in FILES:
-        recipe = read_recipe(file)
-        groups.setdefault((architecture(recipe.old), architecture(recipe.new), tuple(recipe.tasks)), []).append(file)
+        small = stand_in(read_recipe(file))
+        groups.setdefault(json.dumps([small.old.as_dict(), small.new.as_dict(), *small.tasks]), []).append(file)
     return {files[0].stem: files for files in groups.values()}
 
 
 @pytest.fixture(scope="module")
 def local(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few rows of the real data sets, as prepare_data makes them, and a few dialogues in place of SAMSum."""
+    """A few rows of the real data sets, as prepare_data makes them, a few dialogues in place of SAMSum, and a world."""
     cut = some_rows(data, tmp_path_factory.mktemp("real"), ROWS)
     (cut / "samsum").mkdir()
     for split in ("train", "validation", "test"):
         rows = ({"dialogue": f"{split} {n}\r\n{said}", "summary": told} for n in range(6) for said, told in DIALOGUES)
         (cut / "samsum" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(cut, 0, QUICK)
     return cut
 
 
@@ -101,6 +107,14 @@ def test_there_are_recipes_of_the_papers_updates_and_of_todays() -> None:
     assert trained == set(paper.TRAINED_UPDATES)
     assert measured == set(paper.MEASURED_UPDATES)
     assert {"ablation", "real_data_small", "qwen2.5_to_qwen3", "smollm2_checkpoints"} < recipes.keys()
+    retokenized = {name for name, recipe in recipes.items() if recipe.old.tokenizer and recipe.new.tokenizer}
+    assert {"llama2_to_llama3", "gemma2_to_gemma3"} < retokenized
+    for name in retokenized:
+        small = stand_in(recipes[name])
+        assert small.old.scratch
+        assert small.new.scratch
+        words = [(each.tokenizer, each.vocabulary) for each in (small.old.scratch, small.new.scratch)]
+        assert words[0] != words[1]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -114,13 +128,28 @@ def test_no_training_is_all_warm_up(file: Path) -> None:
             assert training.warmup_steps < steps, name
 
 
-@pytest.mark.parametrize("chosen", ["gemma2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "qwen2", "qwen3"])
-def test_a_base_from_scratch_keeps_its_tokens(chosen: str, tmp_path: Path) -> None:
-    """Transformers chooses the class of a tokenizer by the model beside it, and some of those change what is said."""
+def base_of(chosen: str, kind: TokenizerKind, folder: Path) -> tuple[list[str], PreTrainedTokenizerFast]:
+    """The texts of a base from scratch, and its tokenizer as it was trained."""
     texts = [f"{said}\n\n\n(a) {told}!\n\nDON'T" for said, told in DIALOGUES]
-    words = train_tokenizer(texts, 400)
-    scratch = Scratch(architecture=chosen, hidden_size=32, heads=2, vocabulary=400, steps=0)
-    pretrain_on_texts(texts, scratch, words, tmp_path, lambda *_: None)
+    words = train_tokenizer(texts, 400, kind)
+    scratch = Scratch(architecture=chosen, hidden_size=32, heads=2, tokenizer=kind, vocabulary=400, steps=0)
+    pretrain_on_texts(texts, scratch, words, folder, lambda *_: None)
+    return texts, words
+
+
+BYTES: list[tuple[str, TokenizerKind]] = [
+    (chosen, "bytes") for chosen in ("gemma2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "qwen2", "qwen3")
+]
+OTHERS: list[tuple[str, TokenizerKind]] = [
+    *((chosen, kind) for chosen in ("llama", "qwen3", "gemma2", "gemma3_text") for kind in ("metaspace", "grouped")),
+    ("llama", "words"),
+]
+
+
+@pytest.mark.parametrize(("chosen", "kind"), [*BYTES, *OTHERS])
+def test_a_base_from_scratch_keeps_its_tokens(chosen: str, kind: TokenizerKind, tmp_path: Path) -> None:
+    """Transformers chooses the class of a tokenizer by the model beside it, and some of those change what is said."""
+    texts, words = base_of(chosen, kind, tmp_path)
     loaded = load_tokenizer(Base(base=str(tmp_path)))
     assert len(loaded) == len(words) <= load_base(Base(base=str(tmp_path))).get_input_embeddings().num_embeddings
     others = ("  two  spaces\t\n\n", "12345 x 6", "Größe: 5€ 日本語 \U0001f600", "e\u0301", "<pad> <eos> <|endoftext|>")
@@ -130,3 +159,30 @@ def test_a_base_from_scratch_keeps_its_tokens(chosen: str, tmp_path: Path) -> No
         assert loaded.decode(ids) == words.decode(ids), text
     assert (loaded.eos_token_id, loaded.pad_token_id) == (words.eos_token_id, words.pad_token_id)
     assert load_base(Base(base=str(tmp_path))).config.model_type == chosen
+
+
+def test_a_tokenizer_that_transformers_would_replace_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MuscleError, match=r"models of type qwen2 another tokenizer than grouped: set tokenizer under"):
+        base_of("qwen2", "grouped", tmp_path)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters=[SPACE])), st.integers(0, 10**6))
+def test_all_tokenizers_but_words_can_say_any_text(text: str, number: int) -> None:
+    said = f"{text} {number}"
+    for kind, digits in (("bytes", 1), ("grouped", 3), ("metaspace", 1)):
+        words = tokenizer(kind)
+        ids = words(said)["input_ids"]
+        assert words.unk_token_id not in ids
+        decoded = words.decode(ids, skip_special_tokens=True)
+        assert decoded == (unicodedata.normalize("NFC", said) if kind == "bytes" else said), kind
+        assert all(len(token) <= digits for token in words.tokenize(str(number)) if token.isdecimal())
+
+
+def test_words_are_what_stands_between_spaces() -> None:
+    words = tokenizer("words")
+    assert words.tokenize("3 3333 is  a cat.") == ["3", "<unk>", "is", "a", "<unk>"]
+
+
+@cache
+def tokenizer(kind: TokenizerKind) -> PreTrainedTokenizerFast:
+    return train_tokenizer(["this is a text with a number, 2000 or 12345 or 3"] * 9, 600, kind)

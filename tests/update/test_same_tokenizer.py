@@ -11,7 +11,7 @@ from muscle.errors import MuscleError
 from muscle.update.models import load_tokenizer
 from muscle.update.prompts import Example
 from muscle.update.recipe import Base
-from muscle.update.same_tokenizer import check_same_tokenizer
+from muscle.update.same_tokenizer import tokenizer_difference
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -41,7 +41,8 @@ class Read:
 
 def check(old: Path, new: Path, task: Any) -> None:
     bases = Base(base=str(old)), Base(base=str(new))
-    check_same_tokenizer(*bases, load_tokenizer(bases[1]), task)
+    if difference := tokenizer_difference(*bases, load_tokenizer(bases[1]), task):
+        raise MuscleError(difference)
 
 
 def test_equal_definitions_need_no_texts(world: Path) -> None:

@@ -18,10 +18,12 @@ from transformers import PreTrainedModel
 
 from muscle.errors import MuscleError
 from muscle.update import teacher_cache
+from muscle.update.alignment_settings import AlignmentSettings, CacheDtype
 from muscle.update.heads import Head, read_states
 from muscle.update.lora import add_adapter
 from muscle.update.objectives import compatibility
-from muscle.update.recipe import AlignmentSettings, Base, CacheDtype, LoraSettings, TargetTokens, TaskModel
+from muscle.update.recipe import Base, LoraSettings, TaskModel
+from muscle.update.settings import TargetTokens
 from muscle.update.tasks import Example
 from muscle.update.teacher_cache import Texts, check_room, compute_states, open_states, states_size
 from muscle.update.teachers import CachedTeacher, InitialTeacher, LiveTeacher, Teacher, Teachers, frozen_head

@@ -14,23 +14,16 @@ from msgspec.structs import replace
 from muscle.errors import MuscleError
 from muscle.update import adapters, teacher_cache
 from muscle.update.adapters import train_compatibility_adapter, training_size
+from muscle.update.alignment_settings import AlignmentSettings
 from muscle.update.answers import all_choices, answers_folder, keep_answers, read_answers
 from muscle.update.ensemble import Ensemble
 from muscle.update.models import load_tokenizer
 from muscle.update.plan import Plan
 from muscle.update.prompts import Example
-from muscle.update.recipe import (
-    AlignmentSettings,
-    Base,
-    EvaluationSettings,
-    LoraSettings,
-    SideName,
-    TaskModel,
-    TaskSettings,
-    TrainingSettings,
-)
+from muscle.update.recipe import Base, EvaluationSettings, LoraSettings, TaskModel, TaskSettings, TrainingSettings
 from muscle.update.recipe_file import make_recipe
 from muscle.update.scoring import evaluate
+from muscle.update.settings import SideName
 from muscle.update.tasks import Task, load_task
 from muscle.update.teachers import Teachers
 from muscle.update.tokenized import IGNORED, PaddingCollator, TokenizedExamples

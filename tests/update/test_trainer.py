@@ -15,7 +15,8 @@ from transformers.integrations import integration_utils
 from muscle.errors import MuscleError
 from muscle.update.distributed import SharedLoader
 from muscle.update.heads import Head
-from muscle.update.objectives import Outcome, Read, task_objective
+from muscle.update.objectives import Read, task_objective
+from muscle.update.rows import Outcome
 from muscle.update.recipe import TrainingSettings
 from muscle.update.trainer import mean_cross_entropy, outcome, train
 

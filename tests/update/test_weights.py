@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from muscle.update.recipe import AlignmentSettings, EmphasisName, WeightName
+from muscle.update.alignment_settings import AlignmentSettings, EmphasisName, WeightName
 from muscle.update.weights import EMPHASES, WEIGHTS, Weight, facts_read, model_facts, with_settings
 
 from .reference import Text, emphases, weights

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from muscle.update.heads import Head, read_states
+from muscle.update.comparison import Aims
 from muscle.update.objectives import Compatibility, Objective, task_objective
 from muscle.update.recipe import TrainingSettings
 from muscle.update.tokenized import IGNORED, PaddingCollator
@@ -87,7 +88,7 @@ class Fixed:
 def compatibility(ce_share: float = 0.25) -> Compatibility:
     """The paper's objective between two teachers."""
     old, new = (Fixed(student(seed).eval()) for seed in (11, 12))
-    return Compatibility(old, new, WEIGHTS["student_wrong"], 2.0, False, ce_share)
+    return Compatibility(old, new, Aims(WEIGHTS["student_wrong"], 2.0, False, ce_share))
 
 
 def run(

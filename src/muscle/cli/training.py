@@ -80,7 +80,9 @@ def align(
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(min=1, help="What auto may spend, in times the cost of training one alignment. [default: 4]"),
+        typer.Option(
+            min=1, max=1e6, help="What auto may spend, in times the cost of training one alignment. [default: 4]"
+        ),
     ] = None,
     recipe: RecipeFile = None,
     set_: Set = None,
@@ -93,7 +95,9 @@ def align(
     given = {**_models(old, new, {task: old_adapter}, {task: new_adapter}), ("tasks", task): {}}
     given |= _kept(teacher_cache)
     if recipe is None:
-        given |= {("methods", "auto"): {"search": {}}}
+        from muscle.update.alignment_settings import KNOWN_METHODS
+
+        given |= {("methods", "auto"): KNOWN_METHODS["auto"]}
     settings = _recipe(recipe, given, set_)
     from muscle.update.verbs import align
 

@@ -8,17 +8,10 @@ from typing import Any
 
 from muscle.demo import stages
 from muscle.demo.stages import TASKS
+from muscle.update.alignment_settings import AlignmentSettings
 from muscle.update.pipeline import Stage
 from muscle.update.plan import Plan
-from muscle.update.recipe import (
-    AlignmentSettings,
-    EvaluationSettings,
-    LoraSettings,
-    Recipe,
-    Side,
-    TaskSettings,
-    TrainingSettings,
-)
+from muscle.update.recipe import EvaluationSettings, LoraSettings, Recipe, Side, TaskSettings, TrainingSettings
 
 
 @dataclass(frozen=True)

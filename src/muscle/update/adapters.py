@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,32 +12,25 @@ from accelerate.utils import parse_flag_from_env
 from msgspec import to_builtins
 from peft import PeftModel
 
+from muscle.update.alignment_settings import Across, AlignmentSettings, CacheDtype
 from muscle.update.answers import all_choices, answers_folder, keep_answers
 from muscle.update.distributed import processes, save_adapter
 from muscle.update.lora import add_adapter
 from muscle.update.models import load_base, load_tokenizer
 from muscle.update.objectives import Objective, compatibility, task_objective
+from muscle.update.old_side import OldSide, way_across
 from muscle.update.pipeline import CHECKPOINTS, Report
 from muscle.update.prompts import Example
-from muscle.update.provenance import digests, provenance
-from muscle.update.recipe import (
-    AlignmentSettings,
-    Base,
-    CacheDtype,
-    EvaluationSettings,
-    LoraSettings,
-    SideName,
-    TargetTokens,
-    TaskModel,
-    TrainingSettings,
-)
-from muscle.update.same_tokenizer import check_same_tokenizer
+from muscle.update.provenance import folder_key, identity, provenance
+from muscle.update.recipe import Base, EvaluationSettings, LoraSettings, TaskModel, TrainingSettings
 from muscle.update.scoring import flips_on_validation
+from muscle.update.settings import SideName, TargetTokens
 from muscle.update.tasks import Task
 from muscle.update.teacher_cache import Texts, check_room, compute_states, states_size
 from muscle.update.teachers import Teachers
 from muscle.update.tokenized import TokenizedExamples
-from muscle.update.trainer import Flips, batches_per_epoch, check_warmup, train
+from muscle.update.trainer import Flips, train
+from muscle.update.training_arguments import batches_per_epoch, check_warmup
 from muscle.update.training_data import TaskData, unlabelled_texts
 
 
@@ -83,8 +75,8 @@ def train_compatibility_adapter(
     The old model's body is gone before the new base is loaded, unless its teacher is to run beside the student.
 
     Args:
-        old: The old task model. Both bases must share one tokenizer. None where nothing reads it: not the weight, nor
-            the selection by flips, nor the answers to inputs without labels.
+        old: The old task model. None where nothing reads it: not the weight, nor the selection by flips, nor the answers
+            to inputs without labels.
         new: The new task model; training starts from its adapter, or from a fresh one if it was fine-tuned whole.
         task: Its training split is learnt from, and the inputs without labels that it names.
         alignment: What to learn from. Without a weight no teacher is read: plain cross-entropy on gold texts, the
@@ -102,8 +94,7 @@ def train_compatibility_adapter(
             None: they are asked here, where gold texts and such inputs are to be learnt from.
 
     Raises:
-        MuscleError: A model or the task's data cannot be loaded, the bases tokenize differently, the teachers' states
-            do not fit, or training diverges.
+        MuscleError: A model or the task's data cannot be loaded, the teachers' states do not fit, or training diverges.
     """
     processes()
     root = states_root or destination / CHECKPOINTS / "teachers"
@@ -113,16 +104,16 @@ def train_compatibility_adapter(
         unlabelled = _unlabelled_texts(old, new, task, alignment, evaluation, answers, root)
     data = TaskData(new.base, task, settings.tokens, alignment.texts if alignment.weight else "gold", unlabelled)
     check_warmup(settings, batches_per_epoch(settings, len(data.training.items)))  # before any teacher runs
-    teachers = None
+    teachers, old_teacher, aligned = None, None, {}
     if alignment.weight:
-        if old and "old" in alignment.teachers:
-            check_same_tokenizer(old.base, new.base, data.tokenizer, task, data.beyond_gold)
+        side = OldSide.where_needed(old, new, task, data, alignment, settings.tokens)
         texts = Texts(data.training, data.collator)
-        folders = teacher_states or _state_folders(root, both, texts, alignment)
-        teachers = Teachers(both, data.load, texts, alignment, folders, report)
+        folders = teacher_states or _state_folders(root, both, texts, side, alignment)
+        teachers = Teachers(both, data.load, texts, alignment, folders, report, ("new",) if side else ("old", "new"))
+        old_teacher = side.teacher(texts, alignment, teachers.folder("old"), report) if side else teachers.old()
+        aligned = {"aligned": side.aligned(alignment)} if side else {}
     if old and settings.select_by == "flips" and not flips:
         flips = flips_on_validation(old, task, data.tokenizer, evaluation)
-    old_teacher = teachers.old() if teachers and "old" in alignment.teachers else None
     student = data.load(new, trainable=True)
     if new.adapter is None:
         student = add_adapter(student, lora, settings.seed)
@@ -135,7 +126,7 @@ def train_compatibility_adapter(
         "lora": lora.as_dict() if new.adapter is None else None,
         "training": settings.as_dict(),
         "evaluation": evaluation.as_dict() if flips else None,
-        "texts": data.counts,
+        "texts": data.counts | aligned,
     }
     _train_and_save(student, objective, settings, data, destination, report, models, record, flips, flips_last)
 
@@ -151,6 +142,7 @@ def cache_teacher(
     texts: Literal["gold", "choices"] = "gold",
     unlabelled: bool = False,
     answers: Path | None = None,
+    across: Across | None = None,
 ) -> None:
     """Keep on disk what a teacher says of a task's training texts, for all trainings that will ask.
 
@@ -165,17 +157,19 @@ def cache_teacher(
         texts: What is learnt from an item, as in `AlignmentSettings`.
         unlabelled: Whether inputs without labels are read as well.
         answers: The folder where `answers.keep_answers` has kept texts of these; needed for gold texts.
+        across: How an old teacher with another tokenizer is heard, as in `AlignmentSettings`.
 
     Raises:
-        MuscleError: A model or the task's data cannot be loaded, the bases tokenize differently, or the states do not
-            fit on the disk.
+        MuscleError: A model or the task's data cannot be loaded, or the states do not fit on the disk.
     """
     processes()
     examples = unlabelled_texts(task, load_tokenizer(new.base), texts, answers) if unlabelled else []
     data = TaskData(new.base, task, tokens, texts, examples)
     rows, teacher = Texts(data.training, data.collator), old or new
-    if old:
-        check_same_tokenizer(old.base, new.base, data.tokenizer, task, data.beyond_gold)
+    across = way_across(old, new, data, task, across) if old else None
+    if old and across:
+        OldSide(old, task, data, tokens, texts, across).keep(kept, destination, report)
+        return
     check_room(states_size(teacher.base, rows, kept), destination)
     compute_states(data.load(teacher, trainable=not old), rows, kept, destination, report)
 
@@ -234,14 +228,18 @@ def _unlabelled_texts(
 
 
 def _state_folders(
-    root: Path, models: Mapping[SideName, TaskModel], texts: Texts, alignment: AlignmentSettings
+    root: Path,
+    models: Mapping[SideName, TaskModel],
+    texts: Texts,
+    old_side: OldSide | None,
+    alignment: AlignmentSettings,
 ) -> dict[SideName, Path]:
     """Where trainings keep states on disk while they are not finished: other models or texts have other folders."""
     folders: dict[SideName, Path] = {}
     for side, model in models.items():
-        content = json.dumps([to_builtins(model), digests(model), texts.digest, alignment.cache_dtype])
-        name = f"{side}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-        folders[side] = root / name
+        digests = [old_side.texts.digest, alignment.across] if side == "old" and old_side else [texts.digest]
+        content = json.dumps([*identity(model), *digests, alignment.cache_dtype])
+        folders[side] = root / f"{side}-{folder_key(content.encode())}"
     return folders
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,16 @@ from lm_eval.api.instance import Instance
 from msgspec import structs
 
 from muscle.errors import MuscleError
+from muscle.update.backends import LocalLM
 from muscle.update.distributed import processes
 from muscle.update.ensemble import Ensemble
 from muscle.update.models import load_tokenizer
 from muscle.update.prompts import Example
-from muscle.update.provenance import digests
+from muscle.update.provenance import folder_key, identity
 from muscle.update.recipe import ANSWERING, EvaluationSettings, TaskModel
-from muscle.update.same_tokenizer import check_same_tokenizer
+from muscle.update.same_tokenizer import tokenizer_difference
 from muscle.update.tasks import Task
+from muscle.update.two_models import Apart, Gated
 
 ANSWERS = "answers.json"
 """The file of the texts: a list of objects."""
@@ -45,19 +46,20 @@ def keep_answers(
     """One text for each input without a label of a task: what both task models together answer to it.
 
     Generated answers are decoded greedily from the mean of both models' logits, with the task's stop strings, and take
-    the form of gold ones. Of choices it is the one with the largest log-likelihood. Inputs are left out where the
-    answer is empty or the task's first filter does not find it.
+    the form of gold ones; where the tokenizers differ they are those of the model that is surer of its own. Of choices
+    it is the one with the largest log-likelihood. Inputs are left out where the answer is empty or the task's first
+    filter does not find it.
 
     Args:
         old: The old task model.
-        new: The new task model, whose tokenizer reads for both.
+        new: The new task model, by whose chat template the inputs are asked.
         task: Its settings name the inputs.
         settings: Back end's arguments and batch size, where it is one of this process.
         folder: Where the texts are kept, and taken from if they are there already.
 
     Raises:
-        MuscleError: There are no such inputs (`Task.unlabelled`), no answer is left, a model cannot be loaded, the
-            bases tokenize differently, or the task decodes with beams.
+        MuscleError: There are no such inputs (`Task.unlabelled`), no answer is left, a model cannot be loaded,
+            or the task decodes with beams.
     """
     job = processes()
     if folder and (folder / ANSWERS).exists():
@@ -65,11 +67,13 @@ def keep_answers(
     tokenizer = load_tokenizer(new.base)
     inputs = task.unlabelled(tokenizer)
     prompts = (part for asked in inputs for request in asked for part in request.args if isinstance(part, str))
-    check_same_tokenizer(old.base, new.base, tokenizer, task, prompts)
-    ensemble = Ensemble(old, new, structs.replace(settings, draws=1))
+    difference = tokenizer_difference(old.base, new.base, tokenizer, task, prompts)
+    generated = inputs[0][0].request_type == "generate_until"
+    ask = Ensemble if not difference else Gated if generated else Apart
+    both = ask(old, new, structs.replace(settings, draws=1))
     mine = range(job.process_index, len(inputs), job.num_processes)
-    answered = _answers(ensemble, task, [inputs[number] for number in mine])
-    del ensemble
+    answered = _answers(both, task, [inputs[number] for number in mine])
+    del both
     clear_device_cache(garbage_collection=True)
     pairs = [*zip(mine, answered, strict=True)]
     everything: list[tuple[int, tuple[str, str] | None]] = gather_object(pairs) if job.num_processes > 1 else pairs
@@ -103,12 +107,12 @@ def read_answers(folder: Path) -> list[Example]:
 
 def answers_folder(root: Path, old: TaskModel, new: TaskModel, task: Task, settings: EvaluationSettings) -> Path:
     """Where trainings keep answers while they are not finished: what decides them names the folder."""
-    models = [[model.as_dict(), digests(model)] for model in (old, new)]
+    models = [identity(old), identity(new)]
     content = [models, task.unlabelled_hash(load_tokenizer(new.base)), [getattr(settings, name) for name in ANSWERING]]
-    return root / f"answers-{hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:16]}"
+    return root / f"answers-{folder_key(msgspec.json.encode(content))}"
 
 
-def _answers(ensemble: Ensemble, task: Task, inputs: Sequence[Sequence[Instance]]) -> list[tuple[str, str] | None]:
+def _answers(ensemble: LocalLM, task: Task, inputs: Sequence[Sequence[Instance]]) -> list[tuple[str, str] | None]:
     """Context and answer for each input; None where there is no answer."""
     flat = [request for asked in inputs for request in asked]
     if not flat:

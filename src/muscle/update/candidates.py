@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from muscle.update.recipe import PLAIN, AlignmentSettings, SearchSettings
+from muscle.update.alignment_settings import PLAIN, AlignmentSettings, SearchSettings
 
 FEW_CHOICES = 8
 """The most choices of an item that are all learnt from."""

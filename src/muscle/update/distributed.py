@@ -61,6 +61,11 @@ def over_processes(values: Sequence[float], where: torch.device) -> list[float]:
     return result
 
 
+def batch_count(items: int, batch_size: int, processes: int) -> int:
+    """How many batches of so many items each process gets; the last ones may be smaller, or count for nothing."""
+    return -(-items // (batch_size * processes))
+
+
 class SharedLoader(DataLoader[Item]):
     """This process's batches of a data set: those of one process with as many times the batch size, dealt out.
 
@@ -123,7 +128,7 @@ class _Batches:
     """Of each item; None: item i is text i."""
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // (self.batch_size * self.processes))
+        return batch_count(len(self.lengths), self.batch_size, self.processes)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self._order()

@@ -21,8 +21,8 @@ from muscle.measure.statistics import (
     normal_quantile,
     wilson_interval,
 )
+from muscle.update.alignment_settings import SearchSettings
 from muscle.update.distributed import processes
-from muscle.update.recipe import SearchSettings
 
 BELOW_FLOOR = 1000.0
 """Added to the score of a model whose accuracy is below the floor: more than any share of flips."""

@@ -68,7 +68,25 @@ def logit_difference(student: Tensor, teacher: Tensor) -> Tensor:
     return difference.square().mean(-1) / 2
 
 
-Distance = Literal["divergence", "logits"]
+def absolute_difference(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """sum_v |softmax(student / T)_v - softmax(teacher / T)_v|, row by row: twice the total variation.
+
+    With a teacher sorted like the student (`muscle.update.translations.by_rank`) it is the distance of the universal
+    logit distillation loss (Boizard et al. 2024, arXiv 2402.12030, section 3).
+
+    Args:
+        student: logits (n, V).
+        teacher: logits (n, V).
+        temperature: T > 0.
+
+    Returns:
+        Numbers (n,) from 0 to 2, never times T^2.
+    """
+    q, p = (functional.softmax(_wide(z) / temperature, dim=-1) for z in (student, teacher))
+    return (q - p).abs().sum(-1)
+
+
+Distance = Literal["divergence", "logits", "absolute"]
 
 
 @dataclass(frozen=True)
@@ -82,11 +100,11 @@ class Aim:
     teacher: Tensor | None = None
     """Logits (n, S) of the teacher that rules, S <= V: the distance sees the first S rows of the vocabulary."""
     distance: Distance = "divergence"
-    """From the teacher: `divergence`, or `logit_difference` without a temperature."""
+    """From the teacher: `divergence`, `absolute_difference`, or `logit_difference` (logits) without a temperature."""
     distance_share: float | Tensor = 0.0
     """Factor of the distance; a tensor (n,) has one for each row."""
     temperature: float = 1.0
-    """T of both softmaxes of the divergence."""
+    """T of both softmaxes of the divergence, or of the absolute difference."""
     noted: dict[str, Tensor] = field(default_factory=dict)
     """Whatever else of the rows is to be known afterwards, each (n,)."""
 
@@ -177,8 +195,7 @@ def _by_hand(logits: Tensor, aim: Aim, learns: bool) -> tuple[dict[str, Tensor],
     by_row["loss"] = aim.ce_share * by_row["cross_entropy"]
     if aim.teacher is not None:
         shared, all_rows = aim.teacher.shape[-1], z.shape[-1]
-        measured = _divergence_by_hand if aim.distance == "divergence" else _logit_difference_by_hand
-        by_row["distance"], towards = measured(z[:, :shared], _wide(aim.teacher), aim, learns)
+        by_row["distance"], towards = _BY_HAND[aim.distance](z[:, :shared], _wide(aim.teacher), aim, learns)
         by_row["loss"] = by_row["loss"] + aim.distance_share * by_row["distance"]
         if towards is not None:
             if gradient is not None:
@@ -211,6 +228,26 @@ def _logit_difference_by_hand(z: Tensor, t: Tensor, aim: Aim, learns: bool) -> t
     return by_row, torch.zeros_like(z).scatter_(-1, largest, towards)
 
 
+def _absolute_difference_by_hand(z: Tensor, t: Tensor, aim: Aim, learns: bool) -> tuple[Tensor, Tensor | None]:
+    """`absolute_difference`, and its share's gradient with respect to the student's logits z."""
+    q, difference = (z / aim.temperature).softmax(-1), (t / aim.temperature).softmax(-1)
+    difference = torch.sub(q, difference, out=difference)
+    by_row = difference.abs().sum(-1)
+    if not learns:
+        return by_row, None
+    # with s = sign(q - p), d/dz sum_v |q_v - p_v| = q (s - sum_v s_v q_v) / T
+    signs = difference.sign_()
+    mean = (signs * q).sum(-1, keepdim=True)
+    return by_row, signs.sub_(mean).mul_(q).mul_(_column(aim.distance_share) / aim.temperature)
+
+
+_BY_HAND = {
+    "divergence": _divergence_by_hand,
+    "logits": _logit_difference_by_hand,
+    "absolute": _absolute_difference_by_hand,
+}
+
+
 def _at_largest(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Where the teacher's largest logits are, (n, K), and what the student's are above them when both are centred."""
     theirs, largest = teacher.topk(min(LARGEST, teacher.shape[-1]))
@@ -239,11 +276,11 @@ def _differentiable(
         total = (aim.ce_share * by_row["cross_entropy"]).sum()
         if aim.teacher is not None:
             student = logits[:, : aim.teacher.shape[-1]]
-            by_row["distance"] = (
-                divergence(student, aim.teacher, aim.temperature)
-                if aim.distance == "divergence"
-                else logit_difference(student, aim.teacher)
-            )
+            if aim.distance == "logits":
+                by_row["distance"] = logit_difference(student, aim.teacher)
+            else:
+                measured = divergence if aim.distance == "divergence" else absolute_difference
+                by_row["distance"] = measured(student, aim.teacher, aim.temperature)
             total = total + (aim.distance_share * by_row["distance"]).sum()
     return total, {name: column.detach() for name, column in {**by_row, **aim.noted}.items()}
 

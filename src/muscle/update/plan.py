@@ -1,7 +1,8 @@
 """From a recipe to the stages of its run, and the folders that they write.
 
 checks/<task>               how many items a task has
-bases/old, bases/new        where they are pretrained from scratch
+bases/old, bases/new        where they are pretrained from scratch, with bases/tokenizer; the old one's own, if it has
+                            another, is bases/old_tokenizer
 teachers/<task>/answers     what old and new together answer to inputs without labels, where gold texts are learnt from
 teachers/<task>/<model>     what old and new say of the training texts, where that is kept on disk
 adapters/<task>/<model>     old, new, reseeded, and each method and trained control
@@ -19,20 +20,21 @@ from typing import Any, get_args
 
 from muscle.recipes import PROJECT_TASKS
 from muscle.update import stages
+from muscle.update.alignment_settings import AlignmentSettings
 from muscle.update.pipeline import Stage
 from muscle.update.provenance import digest
 from muscle.update.recipe import (
     ANSWERING,
     TASK_GROUPS,
-    AlignmentSettings,
     Recipe,
     Reference,
+    Scratch,
     Side,
-    SideName,
     Split,
-    merged,
+    TokenizerKind,
     split_revision,
 )
+from muscle.update.settings import SideName, merged
 
 RESEED = 1000
 """Added to the seed of the new adapter that is trained again: the flips that nothing but chance makes."""
@@ -92,18 +94,33 @@ class Plan:
         return [alignment for alignment in found if alignment.weight]
 
     def base_stages(self) -> list[Stage]:
-        """The tokenizer and the bases that are pretrained from scratch."""
+        """The bases that are pretrained from scratch, after the tokenizer of both or of each."""
         schooled = {name: side.scratch for name, side in self._sides.items() if side.scratch}
-        if not schooled:
-            return []
         inputs, common = self._tasks_folder(), {"tasks": {name: self._without_shots(name) for name in self._tasks}}
-        vocabulary = max(scratch.vocabulary for scratch in schooled.values())
-        tokenizer = Stage("bases/tokenizer", stages.train_tokenizer, {"vocabulary": vocabulary, **common}, inputs)
-        inputs = {"tokenizer": tokenizer.name, **inputs}
-        return [tokenizer] + [
-            Stage(f"bases/{name}", stages.pretrain_base, {"scratch": scratch.as_dict(), **common}, inputs)
-            for name, scratch in schooled.items()
-        ]
+        read = {name: self._documents(scratch) for name, scratch in schooled.items()}
+        every = list({file["file"]: file for files in read.values() for file in files}.values())
+        tokenizers: dict[tuple[TokenizerKind, int], Stage] = {}
+        bases: list[Stage] = []
+        for name in sorted(schooled):  # new before old: its tokenizer is the same, whatever the old one's
+            scratch = schooled[name]
+            wanted = scratch.tokenizer, scratch.vocabulary
+            if wanted not in tokenizers:
+                kind = _named(kind=scratch.tokenizer if scratch.tokenizer != "bytes" else None)
+                named = "bases/old_tokenizer" if tokenizers else "bases/tokenizer"
+                settings = {"vocabulary": scratch.vocabulary, **kind, **common, **_named(documents=every)}
+                tokenizers[wanted] = Stage(named, stages.train_tokenizer, settings, inputs)
+            reads = {"tokenizer": tokenizers[wanted].name, **inputs}
+            settings = {"scratch": scratch.as_dict(), **common, **_named(documents=read[name])}
+            bases.append(Stage(f"bases/{name}", stages.pretrain_base, settings, reads))
+        return [*tokenizers.values(), *reversed(bases)]
+
+    def _documents(self, scratch: Scratch) -> list[dict[str, str]]:
+        """The file that a base reads in place of the tasks' texts, if there is one, with its hash."""
+        if scratch.documents is None:
+            return []
+        file = Path(self._recipe.data or "", scratch.documents)
+        content = file.read_bytes() if file.is_file() else b""
+        return [{"file": str(file), "sha256": hashlib.sha256(content).hexdigest()}]
 
     def task_adapter_stages(self, task: str) -> list[Stage]:
         """The task adapters that are not there yet, and the retrained one where it is asked for."""
@@ -186,6 +203,8 @@ class Plan:
         }
         if side == "old":
             settings["old"] = self._model("old", task)
+            if alignment.across:
+                settings["across"] = alignment.across
         if alignment.texts != "gold":
             settings["texts"] = alignment.texts
         if alignment.unlabelled:
@@ -285,11 +304,17 @@ class Plan:
         return {keyword: self._produced[what]} if what in self._produced else {}
 
 
+def _named(**settings: object) -> dict[str, Any]:
+    """Those that are not empty: what a stage has by default is left out of its record."""
+    return {name: value for name, value in settings.items() if value}
+
+
 def _states_folder(task: str, side: SideName, alignment: AlignmentSettings) -> str:
     """Name of the stage that keeps a teacher's states, with that of its texts where they are not just the gold ones."""
     kind = [alignment.texts] * (alignment.texts != "gold") + ["unlabelled"] * alignment.unlabelled
+    across = [alignment.across] if alignment.across and side == "old" else []
     dtype = [alignment.cache_dtype] * (alignment.cache_dtype != "auto")
-    return "-".join([f"teachers/{task}/{side}", *kind, *dtype])
+    return "-".join([f"teachers/{task}/{side}", *kind, *across, *dtype])
 
 
 def _reads_answers(alignment: AlignmentSettings) -> bool:

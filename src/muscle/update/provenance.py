@@ -76,6 +76,20 @@ def digests(model: TaskModel) -> list[str]:
     return [digest(part) for part in (model.base.base, model.adapter) if part]
 
 
+def identity(model: TaskModel) -> list[Any]:
+    """What tells two task models apart, as plain JSON values: how they are named and loaded, and their content.
+
+    Raises:
+        MuscleError: As `digest`.
+    """
+    return [model.as_dict(), digests(model)]
+
+
+def folder_key(content: bytes) -> str:
+    """16 hexadecimal digits that name a folder by what decides its files."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def _described(model: TaskModel) -> dict[str, Any]:
     loading = {key: value for key, value in model.base.as_dict().items() if key != "base"}
     base = {"base": _name(model.base.base), "digest": digest(model.base.base), **loading}

@@ -7,43 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from muscle.update.alignment_settings import PLAIN, AlignmentSettings
+from muscle.update.settings import Count, Number, Positive, Settings, Share, TargetTokens, merged
+
 Split = Literal["validation", "test"]
-
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Number = Annotated[int, msgspec.Meta(ge=0)]
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
-
-SideName = Literal["old", "new"]
-TargetTokens = Literal["all", "answer"]
-CacheDtype = Literal["auto", "float32", "bfloat16"]
-WeightName = Literal[
-    "student_wrong",
-    "old_right",
-    "always_old",
-    "token_likelihood",
-    "sequence_likelihood",
-    "mixture",
-    "old_right_else_mixture",
-    "old_right_item_else_mixture",
-    "likelier",
-]
-MIXTURES = ("mixture", "old_right_else_mixture", "old_right_item_else_mixture")
-"""The weights that are 1 everywhere with an old_share of 1."""
-EmphasisName = Literal["focal", "constrained", "old_likelihood"]
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A group of settings: plain values that a stage's record can hold."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values, from which `msgspec.convert` makes the same settings again."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
-        return plain
+TokenizerKind = Literal["bytes", "grouped", "metaspace", "words"]
 
 
 class Loading(Settings, frozen=True, kw_only=True):
@@ -83,7 +55,8 @@ class TaskModel(Settings, frozen=True, kw_only=True):
 class Scratch(Settings, frozen=True, kw_only=True):
     """A small base that is pretrained from scratch on the tasks' training texts, in place of a published one.
 
-    Both bases of an update then share one byte-level BPE tokenizer, trained on the same texts.
+    Both bases of an update share one tokenizer if these keys ask for equal ones, else each has its own. Either is
+    trained on all texts that any of them reads, and on those of all tasks.
     """
 
     architecture: str = "llama"
@@ -94,8 +67,11 @@ class Scratch(Settings, frozen=True, kw_only=True):
     """Transformer blocks."""
     heads: Count = 4
     """Attention heads of a block, and as many of keys and values."""
+    tokenizer: TokenizerKind = "bytes"
+    """bytes: byte-level BPE, each digit alone (as Qwen); grouped: up to three digits together (as Llama 3); metaspace:
+    BPE of characters with byte fallback, each digit alone (as Llama 2); words: what stands between spaces."""
     vocabulary: Count = 2000
-    """Of the tokenizer; the larger one counts for both bases."""
+    """Tokens of the tokenizer, at most."""
     steps: Number = 300
     """Of AdamW over rows of packed texts; 0 leaves the base as it was initialised."""
     batch_size: Count = 32
@@ -104,10 +80,18 @@ class Scratch(Settings, frozen=True, kw_only=True):
     """Tokens per row."""
     learning_rate: Positive = 3e-3
     """Its peak, after 50 steps, or a third of fewer than 150; a cosine falls to zero."""
+    documents: str | None = None
+    """A file of the recipe's `data`, one document a line, that it reads in place of the tasks' training texts."""
     text_share: Share = 1.0
-    """Share of the training texts that this base reads: the first ones of a shuffle that both bases have in common."""
+    """Share of the texts that this base reads: the first ones of a shuffle that both bases have in common."""
     seed: Number = 0
     """Decides the initial weights and the order of the rows."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, without those of the keys that name a tokenizer or documents where they name none."""
+        plain = super().as_dict()
+        usual = {"tokenizer": "bytes", "documents": None}
+        return {key: value for key, value in plain.items() if key not in usual or value != usual[key]}
 
 
 class Side(Loading, frozen=True, kw_only=True):
@@ -119,6 +103,8 @@ class Side(Loading, frozen=True, kw_only=True):
     """Pretrain a small base instead."""
     architecture: str | None = None
     """Model type of transformers that a stand-in of `--dry-run` has; null asks the checkpoint."""
+    tokenizer: TokenizerKind | None = None
+    """Kind of tokenizer, as in `scratch`, that a stand-in has for itself; null: the one that both sides share."""
     adapters: Mapping[str, str | None] = {}
     """By task: a PEFT adapter to use instead of training one; null where the base itself is the task model."""
 
@@ -188,113 +174,6 @@ class TrainingSettings(Settings, frozen=True, kw_only=True):
     """DeepSpeed configuration, a JSON file."""
     seed: Number = 0
     """Decides the initial adapter and the order of the texts."""
-
-
-class SearchSettings(Settings, frozen=True, kw_only=True):
-    """How `--method auto` chooses a compatibility adapter on the validation items."""
-
-    budget: Annotated[float, msgspec.Meta(ge=1)] = 4.0
-    """Training tokens of the whole search, in units of one alignment with the settings at hand on gold texts. The
-    alignment as given is the last candidate, which a small budget does not reach."""
-    aim: Literal["nfr", "relative_nfr"] = "nfr"
-    """What is to be small: the negative flip rate, or that in proportion to what independent errors would give."""
-    floor: float = 1.0
-    """By how many standard errors of the paired difference the accuracy may lie below the new task model's."""
-    old_shares: tuple[Share, ...] = (0.8, 0.6, 0.4, 1.0)
-    """Candidates of old_share."""
-    ce_shares: tuple[Share, ...] = (0.0, 0.3)
-    """Candidates of ce_share."""
-    lengths: tuple[Share, ...] = (0.25, 0.5, 1.0)
-    """Of the full training, rising to 1: many candidates are trained for the first, the best of them for the next."""
-
-
-class AlignmentSettings(Settings, frozen=True, kw_only=True):
-    """What a compatibility adapter learns from (the paper's section 4, appendix A.4 and table 7)."""
-
-    weight: WeightName | None = "student_wrong"
-    """Which tokens the old teacher rules: a function of `muscle.update.weights`. null: no teachers, cross-entropy."""
-    old_share: Share = 0.5
-    """a of the mixtures, whose teacher is softmax(a z_old + (1 - a) z_new); of likelier, the share before the text is
-    seen."""
-    texts: Literal["gold", "choices"] = "gold"
-    """What is learnt from an item of multiple choice: the text with its gold choice, or those of all its choices."""
-    unlabelled: bool = False
-    """Learn also from the inputs without labels that the task's `unlabelled` names: from all choices, or else from what
-    both teachers together answer. They have no cross-entropy."""
-    level: Literal["token", "choice"] = "token"
-    """What is compared with the teacher: each token's distribution, or, of multiple choice, the distribution over an
-    item's choices by their total log-likelihoods (which needs texts: choices)."""
-    distance: Literal["divergence", "logits"] = "divergence"
-    """From the teacher: the KL divergence, or half the mean squared difference of its ten largest logits, centred
-    (logit-difference inhibition)."""
-    emphasis: EmphasisName | None = None
-    """How many times a token's distance from the teacher counts: a function of `muscle.update.weights`; null: once."""
-    focal_beta: Positive = 5.0
-    """beta of the emphasis focal: the distance counts 1 + beta times where the old model is right."""
-    temperature: Positive = 2.0
-    """T of both softmaxes."""
-    squared_temperature: bool = False
-    """Multiply the divergence by T^2, which keeps the size of its gradient; the paper does not."""
-    ce_share: Share = 0.0
-    """1 - lambda, the share of cross-entropy."""
-    teacher_cache: Literal["memory", "disk", "off"] = "memory"
-    """Where the teachers' final hidden states over the training texts are kept, computed once; off: teachers run beside
-    the student, which takes no space and computes them again each epoch."""
-    cache_dtype: CacheDtype = "auto"
-    """Of the kept states; auto is the teacher's own, so that nothing is lost."""
-    search: SearchSettings | None = None
-    """Choose weight, old_share, ce_share, texts and the length of training on the validation items, in place of what
-    these keys say: what `--method auto` does."""
-
-    @property
-    def teachers(self) -> tuple[SideName, ...]:
-        """The task models that are ever read."""
-        if self.weight is None:
-            return ()
-        if self.weight == "always_old" or (self.weight in MIXTURES and self.old_share == 1):
-            return ("old",)
-        if self.weight == "mixture" and self.old_share == 0 and self.emphasis is None:
-            return ("new",)
-        return ("old", "new")
-
-
-NEED_GOLD = ("old_right", "token_likelihood", "sequence_likelihood", "constrained")
-"""Weights and emphases that take every text for a right one."""
-NEED_ANSWERS = ("old_right_else_mixture", "old_right_item_else_mixture", "likelier", "focal")
-"""Those that treat a right text and others of its item differently, and so the context with which all of them begin."""
-
-
-def check_alignment(settings: AlignmentSettings, tokens: TargetTokens) -> str | None:
-    """What settings that are in order one by one make no sense together, and what to do; None: they do.
-
-    The first word is the key at fault.
-
-    Args:
-        settings: What to learn from.
-        tokens: Which of the texts' tokens are targets.
-    """
-    if settings.weight is None:
-        for key in ("emphasis", "level", "distance"):
-            if getattr(settings, key) != getattr(AlignmentSettings(), key):
-                return f"{key} is about teachers, and weight: null has none; name a weight, or leave {key} out"
-        return None
-    if settings.level == "choice":
-        if settings.texts == "gold":
-            return "level: choice compares the choices of an item, and texts: gold is one of them; set texts to choices"
-        if settings.emphasis:
-            return "emphasis is of tokens, and level: choice compares choices; leave one of them out"
-        if settings.distance == "logits":
-            return "distance: logits is of tokens, and level: choice compares choices; leave one of them out"
-    for key in ("weight", "emphasis"):
-        if getattr(settings, key) in NEED_GOLD and (settings.texts == "choices" or settings.unlabelled):
-            name = getattr(settings, key)
-            return f"{key}: {name} takes each text for a right one; set texts to gold and unlabelled to false"
-        if getattr(settings, key) in NEED_ANSWERS and settings.texts == "choices" and tokens == "all":
-            name = getattr(settings, key)
-            return f"{key}: {name} would rule one context in several ways; set tokens of alignment_training to answer"
-    if settings.distance == "logits" and settings.squared_temperature:
-        return "squared_temperature is of the divergence, and distance: logits has no temperature; leave one out"
-    return None
 
 
 class EvaluationSettings(Settings, frozen=True, kw_only=True):
@@ -426,24 +305,8 @@ class Recipe(Settings, frozen=True, kw_only=True):
         return merged(self.evaluation, self.tasks[task].evaluation)
 
 
-PLAIN = {"texts": "gold", "unlabelled": False, "level": "token", "distance": "divergence", "emphasis": None}
-"""Keys of `alignment` that the trained controls and the mixtures of a search do not take over from a recipe."""
 CONTROL_ALIGNMENTS: dict[str, Mapping[str, Any]] = {
     "cross_entropy": {**PLAIN, "weight": None},
     "old_teacher": {**PLAIN, "weight": "always_old", "ce_share": 0.0},
 }
 """The controls that train an adapter as methods do."""
-
-_S = TypeVar("_S", bound=Settings)
-
-
-def merged(settings: _S, *changes: Mapping[str, Any]) -> _S:
-    """The settings with some of their keys changed, later changes over earlier ones.
-
-    Raises:
-        msgspec.ValidationError: A key is unknown or a value out of range.
-    """
-    plain = settings.as_dict()
-    for change in changes:
-        plain |= change
-    return msgspec.convert(plain, type(settings), strict=False)

@@ -13,21 +13,19 @@ import msgspec
 import yaml  # type: ignore[import-untyped]
 
 from muscle.errors import MuscleError
+from muscle.update.alignment_settings import AlignmentSettings, SearchSettings, check_alignment
 from muscle.update.recipe import (
-    AlignmentSettings,
     Control,
     EvaluationSettings,
     LoraSettings,
     Recipe,
     Scratch,
-    SearchSettings,
-    Settings,
     Side,
     TaskSettings,
     TrainingSettings,
-    check_alignment,
 )
 from muscle.update.report.paper import TABLE_9
+from muscle.update.settings import Settings
 
 KeyPath = tuple[str, ...]
 """The keys from the top of a recipe to a value."""
@@ -111,7 +109,7 @@ def make_recipe(
     plain = msgspec.to_builtins(content, str_keys=True)
     for path, value in (given or {}).items():
         if path[0] != "tasks" or path[-1] not in (plain.get("tasks") or {}):  # a task that is there stays as it is
-            _put(plain, path, value)
+            _put(plain, path, msgspec.to_builtins(value))  # a copy, which overrides may change
     for override in overrides:
         path, value = _parsed(override)
         _put(plain, path, value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +11,12 @@ from torch import Tensor
 
 from muscle.update.heads import Head
 from muscle.update.tokenized import IGNORED
+
+Outcome = tuple[Tensor, Tensor, dict[str, Tensor]]
+"""What the rows of a batch come to: (sum in nats, number of target positions, statistics).
+
+Statistics are scalars without a graph, sums over the target positions: divided by the number they can be logged.
+"""
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,46 @@ class TeacherRows:
     def vocabulary(self) -> int:
         """How many rows the head has."""
         return self.logits(slice(0)).shape[-1]
+
+
+@dataclass(frozen=True)
+class ChunkRows:
+    """What an old teacher of another tokenizer says of the c chunks of a batch, stretches of its texts."""
+
+    chunk: Tensor
+    """Number of the chunk that holds each row's token, (n,); -1: none."""
+    likelihood: Tensor
+    """Log-likelihood of each chunk's gold text, in nats, (c,)."""
+    right: Tensor
+    """Whether each of the teacher's tokens there is its most likely one, bool (c,)."""
+
+
+@dataclass(frozen=True)
+class TranslatedRows:
+    """What an old teacher of another tokenizer says of rows whose token is one of its own tokens, too."""
+
+    place: Tensor
+    """Which of the m states belongs to each row, (n,); -1: none."""
+    states: Tensor
+    """Final hidden states (m, H)."""
+    head: Head
+    translation: Callable[[Tensor, Tensor, float], Tensor]
+    """See `translations.Translation`."""
+
+    @torch.no_grad()
+    def logits(self, student: Tensor, rows: slice, temperature: float) -> Tensor:
+        """Of some rows in the student's tokens, (c, S), given the student's own; 0 where the teacher says nothing."""
+        place = self.place[rows]
+        known = (place >= 0).nonzero()[:, 0]
+        with torch.autocast(self.states.device.type, enabled=False):
+            said = self.head(self.states[place[known]])
+            translated = self.translation(said, student[known], temperature)
+        found = student.new_zeros(student.shape, dtype=translated.dtype)
+        return found.index_copy_(0, known, translated.clamp(min=LEAST_LOGIT))
+
+
+LEAST_LOGIT = -1e4
+"""Of what a teacher rules out: mixtures need finite numbers."""
 
 
 def sums(numbers: Tensor, group: Tensor) -> Tensor:

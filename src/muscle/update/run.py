@@ -18,10 +18,11 @@ from muscle.update.estimate import check_weights, print_estimate
 from muscle.update.pipeline import Outdated, pipeline_status, run_pipeline
 from muscle.update.plan import Plan
 from muscle.update.provenance import digest
-from muscle.update.recipe import Recipe, Scratch, Side, merged, split_revision
+from muscle.update.recipe import Recipe, Scratch, Side, TokenizerKind, split_revision
 from muscle.update.report.search import SEARCH
 from muscle.update.report.study import RECORD, collect, recipe_of
 from muscle.update.report.tables import print_tables
+from muscle.update.settings import merged
 
 
 def run_update(
@@ -86,10 +87,17 @@ def located(recipe: Recipe) -> Recipe:
     """The recipe with its local paths from the root, so that it means the same from every folder.
 
     Raises:
-        MuscleError: The data's folder is not there.
+        MuscleError: The data's folder is not there, or documents that a base is to read.
     """
     if recipe.data is not None and not Path(recipe.data).is_dir():
         raise MuscleError(f"data: no folder {recipe.data}: correct it, or leave it out to use the hub's")
+    for name, side in (("old", recipe.old), ("new", recipe.new)):
+        documents = side.scratch and side.scratch.documents
+        if documents and not Path(recipe.data or "", documents).is_file():
+            where = recipe.data or "a folder of data, as none is set"
+            raise MuscleError(
+                f"{name}.scratch.documents: no file {documents} in {where}: set `data` to the folder that has it"
+            )
     sides = {
         name: msgspec.structs.replace(
             side,
@@ -172,15 +180,29 @@ def stand_in(recipe: Recipe) -> Recipe:
         )
         for name, task in recipe.tasks.items()
     }
-    return msgspec.structs.replace(
-        recipe, old=_stand_in_side(recipe.old, 1), new=_stand_in_side(recipe.new, 2), tasks=tasks
-    )
+    differ = _tokenizer(recipe.old) != _tokenizer(recipe.new)
+    old, new = _stand_in_side(recipe.old, 1, 480 if differ else 400), _stand_in_side(recipe.new, 2, 400)
+    return msgspec.structs.replace(recipe, old=old, new=new, tasks=tasks)
 
 
-def _stand_in_side(side: Side, seed: int) -> Side:
-    architecture = side.scratch.architecture if side.scratch else side.architecture or _architecture(side)
+def _tokenizer(side: Side) -> tuple[TokenizerKind, object]:
+    """Equal where both sides share one."""
+    if side.scratch:
+        return side.scratch.tokenizer, side.scratch.vocabulary
+    return side.tokenizer or "bytes", side.base if side.tokenizer else None
+
+
+def _stand_in_side(side: Side, seed: int, vocabulary: int) -> Side:
     scratch = Scratch(
-        architecture=architecture, hidden_size=32, layers=2, heads=2, vocabulary=400, steps=5, batch_size=4, seed=seed
+        architecture=side.scratch.architecture if side.scratch else side.architecture or _architecture(side),
+        tokenizer=_tokenizer(side)[0],
+        hidden_size=32,
+        layers=2,
+        heads=2,
+        vocabulary=vocabulary,
+        steps=5,
+        batch_size=4,
+        seed=seed,
     )
     return Side(scratch=scratch)
 

@@ -6,16 +6,18 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
 
-from muscle.errors import MuscleError, quoted
+from muscle.errors import quoted
 from muscle.update.models import load_tokenizer
 from muscle.update.recipe import Base
 from muscle.update.tasks import Task
 
 
-def check_same_tokenizer(
+def tokenizer_difference(
     old: Base, new: Base, new_tokenizer: PreTrainedTokenizerBase, task: Task, further: Iterable[str] = ()
-) -> None:
-    """Same means: identical ids on all training, validation and evaluation text, whatever else the tokenizers hold.
+) -> str | None:
+    """What two bases read differently, in words; None: their tokenizers are the same.
+
+    Same means: identical ids on all training, validation and evaluation text, whatever else the tokenizers hold.
 
     Args:
         old: The old base.
@@ -23,28 +25,21 @@ def check_same_tokenizer(
         new_tokenizer: Its tokenizer.
         task: Its gold texts, and all text of its evaluation.
         further: Other texts that are learnt from.
-
-    Raises:
-        MuscleError: There is a text that they tokenize differently.
     """
     old_tokenizer = load_tokenizer(old)
     definition = _definition(new_tokenizer)
     if definition and definition == _definition(old_tokenizer):
-        return  # then the texts, shots and all, need not be rendered
+        return None  # then the texts, shots and all, need not be rendered
     texts = [*_texts(task, new_tokenizer), *further]
     for text, old_ids, new_ids in zip(
         texts, *(t(texts)["input_ids"] for t in (old_tokenizer, new_tokenizer)), strict=True
     ):
         if old_ids != new_ids:
-            raise MuscleError(
-                f"{old.base} and {new.base} tokenize {quoted(text)} differently: "
-                "aligning needs two bases that share a tokenizer"
-            )
+            return f"{old.base} and {new.base} tokenize {quoted(text)} differently"
     if old_tokenizer.eos_token_id != new_tokenizer.eos_token_id:
-        raise MuscleError(
-            f"{old.base} ends texts with token {old_tokenizer.eos_token_id}, {new.base} with "
-            f"{new_tokenizer.eos_token_id}: aligning needs two bases that share a tokenizer"
-        )
+        ends = old_tokenizer.eos_token_id, new_tokenizer.eos_token_id
+        return f"{old.base} ends texts with token {ends[0]}, {new.base} with {ends[1]}"
+    return None
 
 
 def _definition(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...] | None:

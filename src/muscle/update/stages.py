@@ -9,28 +9,28 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import convert
 
+from muscle.errors import MuscleError
+from muscle.update.alignment_settings import Across, AlignmentSettings, CacheDtype
 from muscle.update.pipeline import Report
 from muscle.update.recipe import (
-    AlignmentSettings,
     Base,
-    CacheDtype,
     EvaluationSettings,
     LoraSettings,
     Reference,
     Scratch,
-    SideName,
     Split,
-    TargetTokens,
     TaskModel,
     TaskSettings,
+    TokenizerKind,
     TrainingSettings,
 )
+from muscle.update.settings import SideName, TargetTokens
 
 if TYPE_CHECKING:
     from muscle.update.tasks import Task
@@ -68,12 +68,20 @@ def check_task(
 
 
 def train_tokenizer(
-    destination: Path, report: Report, *, vocabulary: int, tasks: Mapping[str, Plain], tasks_folder: Path | None = None
+    destination: Path,
+    report: Report,
+    *,
+    vocabulary: int,
+    tasks: Mapping[str, Plain],
+    kind: TokenizerKind = "bytes",
+    documents: Sequence[Plain] = (),
+    tasks_folder: Path | None = None,
 ) -> None:
-    """The tokenizer of both bases that are pretrained from scratch."""
+    """The tokenizer of one or both of the bases that are pretrained from scratch, of all that is read by any."""
     from muscle.update.scratch import train_tokenizer
 
-    train_tokenizer(_training_texts(tasks, tasks_folder), vocabulary).save_pretrained(destination)
+    texts = _training_texts(tasks, tasks_folder) + _documents(documents)
+    train_tokenizer(texts, vocabulary, kind).save_pretrained(destination)
 
 
 def pretrain_base(
@@ -83,15 +91,29 @@ def pretrain_base(
     scratch: Plain,
     tasks: Mapping[str, Plain],
     tokenizer: Path,
+    documents: Sequence[Plain] = (),
     tasks_folder: Path | None = None,
 ) -> None:
-    """A small base, from scratch."""
+    """A small base, from scratch, on its documents or else the tasks' training texts."""
     from transformers import PreTrainedTokenizerFast
 
     from muscle.update.scratch import pretrain_on_texts
 
     words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
-    pretrain_on_texts(_training_texts(tasks, tasks_folder), convert(scratch, Scratch), words, destination, report)
+    texts = _documents(documents) if documents else _training_texts(tasks, tasks_folder)
+    pretrain_on_texts(texts, convert(scratch, Scratch), words, destination, report)
+
+
+def _documents(files: Sequence[Plain]) -> list[str]:
+    """The lines of all files {"file", "sha256"}."""
+    found: list[str] = []
+    for file in files:
+        try:
+            lines = Path(file["file"]).read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise MuscleError(f"{file['file']}: cannot be read ({error}); give one document a line, in UTF-8") from None
+        found += [line for line in lines if line]
+    return found
 
 
 def _training_texts(tasks: Mapping[str, Plain], tasks_folder: Path | None) -> list[str]:
@@ -161,6 +183,7 @@ def teach(
     new_adapter: Path | None = None,
     tasks_folder: Path | None = None,
     answers: Path | None = None,
+    across: Across | None = None,
 ) -> None:
     """What the old task model says of the training texts, or where none is given the new one, on disk."""
     from muscle.update.adapters import cache_teacher
@@ -176,6 +199,7 @@ def teach(
         texts,
         unlabelled,
         answers,
+        across,
     )
 
 
@@ -201,7 +225,7 @@ def align(
 ) -> None:
     """A compatibility adapter, chosen among several where that is asked for, or one of the trained controls."""
     from muscle.update.adapters import train_compatibility_adapter
-    from muscle.update.search import search_compatibility_adapter
+    from muscle.update.search import Search
 
     before, loaded = _model(old, old_base, old_adapter) if old else None, task_of(task, tasks_folder)
     chosen = convert(alignment, AlignmentSettings)
@@ -213,7 +237,7 @@ def align(
     )
     after = _model(new, new_base, new_adapter)
     if chosen.search and before:
-        search_compatibility_adapter(before, after, loaded, *settings, destination, report)
+        Search(before, after, loaded, *settings, destination).run(report)
         return
     states: dict[SideName, Path | None] = {"old": old_states, "new": new_states}
     kept = {side: folder for side, folder in states.items() if folder}
@@ -259,12 +283,12 @@ def evaluate_ensemble(
 ) -> None:
     """The evaluation log of old and new task model together, in one of the ways that there are."""
     from muscle.update import scoring
-    from muscle.update.two_models import REFERENCES
+    from muscle.update.two_models import reference
 
     settings = convert(evaluation, EvaluationSettings)
     models = _model(old, old_base, old_adapter), _model(new, new_base, new_adapter)
-    lm = REFERENCES[name](*models, settings)
-    scoring.evaluate(lm, name, task_of(task, tasks_folder), split, destination, settings)
+    there = task_of(task, tasks_folder)
+    scoring.evaluate(reference(name, *models, there, settings), name, there, split, destination, settings)
 
 
 def package(

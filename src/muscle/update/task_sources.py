@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,27 +29,29 @@ _FORMATS = (".jsonl", ".json", ".parquet")
 
 
 def open_task(name: str, include_path: Path | None, data: Path | None, num_fewshot: int | None) -> ConfigurableTask:
-    """The lm-eval task `name`, defined under `include_path`, by this project or by lm-eval, first found.
+    """The lm-eval task `name`, defined under `include_path`, with its data, by this project or by lm-eval, first found.
 
     Args:
         name: One task; no group, no tag.
         include_path: Folder of further task YAML files. Their `!function` entries run the user's own code.
         data: Folder of local data. A task that has a folder there reads <data>/<task>/<split>.jsonl, .json or .parquet
-            in place of its data set, with the split names of its YAML file.
+            in place of its data set, with the split names of its YAML file, which may be there too: <data>/<task>/
+            <task>.yaml.
         num_fewshot: Shots of the evaluation's prompts; None is what the task says.
 
     Raises:
         MuscleError: No such task; or its data are not to be had, or not what its prompts need.
     """
-    manager = _manager_that_knows(name, include_path)
+    if data and not data.is_dir():
+        raise MuscleError(f"no folder {data}: correct the recipe's `data`")
+    local = data / name if data and (data / name).is_dir() else None
+    beside = [local] if local and (local / f"{name}.yaml").is_file() else []
+    manager = _manager_that_knows(name, include_path, beside)
     config = manager.task_index[name].cfg or {}
     overrides: dict[str, Any] = {}
     if not (config.get("num_fewshot") or 0 if num_fewshot is None else num_fewshot):
         # Without shots lm-eval would read the split that they come from all the same, which may not be there.
         overrides |= {"fewshot_split": None, "fewshot_config": {"samples": []}}
-    if data and not data.is_dir():
-        raise MuscleError(f"no folder {data}: correct the recipe's `data`")
-    local = data / name if data and (data / name).is_dir() else None
     if local:
         overrides |= {
             "custom_dataset": local_data,
@@ -94,11 +96,11 @@ def split_of(task: ConfigurableTask, split: str) -> Dataset:
         ) from error
 
 
-def _manager_that_knows(name: str, include_path: Path | None) -> TaskManager:
+def _manager_that_knows(name: str, include_path: Path | None, beside: Sequence[Path] = ()) -> TaskManager:
     """lm-eval's index of the folder that defines a task; its index of all folders takes 6 to 20 s."""
     if include_path and not include_path.is_dir():
         raise MuscleError(f"no folder {include_path}: correct include_path")
-    own = [PROJECT_TASKS, *([include_path] if include_path else [])]  # lm-eval lets the last one win
+    own = [PROJECT_TASKS, *beside, *([include_path] if include_path else [])]  # lm-eval lets the last one win
     manager = TaskManager(include_path=own, include_defaults=False)
     if name not in manager.all_tasks:
         definitions = lm_eval_definitions()

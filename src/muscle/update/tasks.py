@@ -6,10 +6,10 @@ import copy
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from datasets import Dataset as Documents
 from lm_eval.api.instance import Instance
@@ -19,21 +19,18 @@ from transformers import PreTrainedTokenizerBase
 from muscle.errors import MuscleError
 from muscle.update.prompts import (
     ChatTemplate,
+    Doc,
     Example,
+    Renderer,
     chat_template_of,
     delimited,
-    render,
-    render_choices,
-    requests,
     templates_compiled_once,
-    without_labels,
 )
 from muscle.update.recipe import Split, TaskSettings
-from muscle.update.task_sources import brief, open_task, split_of
+from muscle.update.task_sources import open_task, split_of
 
 FEWSHOT_SEED = 1234
 """lm-eval's own default: which shots an item gets."""
-_Made = TypeVar("_Made")
 
 
 def load_task(name: str, settings: TaskSettings, data: Path | None = None) -> Task:
@@ -115,7 +112,8 @@ class Task:
         chat = self.chat_template(tokenizer)
         if chat is None:
             return list(self._unlabelled.values())
-        return list(self._requests(self._inputs[0], "unlabelled", list(self._unlabelled), chat).values())
+        docs, _ = self._inputs
+        return list(self._renderer(chat).requests(docs, "unlabelled", list(self._unlabelled)).values())
 
     def count_unlabelled(self) -> int:
         """How many inputs `unlabelled` gives; it raises the same."""
@@ -216,20 +214,21 @@ class Task:
         return digest.hexdigest()
 
     def _examples(self, split: str, chat: ChatTemplate | None, texts: str = "gold") -> list[Example]:
-        render = self._render if texts == "gold" else self._render_choices
+        renderer = self._renderer(chat)
+        render = renderer.gold if texts == "gold" else renderer.choices
         if split == "validation" and self.settings.validation_share is None:
-            return render(self._validation_split, split, range(len(self._validation_split)), chat)
+            return render(self._validation_split, split, range(len(self._validation_split)))
         chosen = self._divided[split == "validation"]
         if chat is None and texts == "gold":
             return [self._training_texts[index] for index in chosen]
-        return render(self._training_split, "training", chosen, chat)
+        return render(self._training_split, "training", chosen)
 
     @cached_property
-    def _training_split(self) -> Sequence[dict[str, Any]]:
+    def _training_split(self) -> Sequence[Doc]:
         return self._docs("training")
 
     @cached_property
-    def _validation_split(self) -> Sequence[dict[str, Any]]:
+    def _validation_split(self) -> Sequence[Doc]:
         if not self._task.has_test_docs():
             raise MuscleError(
                 f"task '{self.name}' is evaluated on its validation split, for lack of a test split: "
@@ -237,8 +236,8 @@ class Task:
             )
         return self._docs("validation")
 
-    def _docs(self, split: str) -> Sequence[dict[str, Any]]:
-        docs: Sequence[dict[str, Any]] | None = getattr(self._task, f"{split}_docs")()
+    def _docs(self, split: str) -> Sequence[Doc]:
+        docs: Sequence[Doc] | None = getattr(self._task, f"{split}_docs")()
         if docs is None:
             raise MuscleError(f"task '{self.name}' has no {split} split: add {split}_split to its YAML file")
         return docs
@@ -249,7 +248,8 @@ class Task:
         indices = list(range(len(self._training_split)))
         if (limit := self.settings.train_limit) is not None and limit < len(indices):
             indices = sorted(random.Random(self.settings.seed).sample(indices, limit))
-        return dict(zip(indices, self._render(self._training_split, "training", indices, None), strict=True))
+        texts = self._renderer(None).gold(self._training_split, "training", indices)
+        return dict(zip(indices, texts, strict=True))
 
     @cached_property
     def _divided(self) -> tuple[list[int], list[int]]:
@@ -259,7 +259,7 @@ class Task:
         parts = hold_out(contexts, self.settings.validation_share or 0, self.settings.seed)
         return [indices[place] for place in parts[0]], [indices[place] for place in parts[1]]
 
-    def _held_out(self) -> Sequence[dict[str, Any]]:
+    def _held_out(self) -> Sequence[Doc]:
         if self.settings.validation_share is None:
             return self._validation_split
         docs, indices = self._training_split, self._divided[1]
@@ -268,7 +268,7 @@ class Task:
         return docs.select(indices) if isinstance(docs, Documents) else [docs[index] for index in indices]
 
     @cached_property
-    def _inputs(self) -> tuple[Sequence[dict[str, Any]], list[int]]:
+    def _inputs(self) -> tuple[Sequence[Doc], list[int]]:
         """The items whose labels are not read: where they are, and which of these."""
         if self.settings.unlabelled is None:
             raise MuscleError(
@@ -292,18 +292,18 @@ class Task:
             )
         own_split = self.settings.validation_share is None
         held_out = range(len(self._validation_split)) if own_split else self._divided[1]
-        evaluated = self._task.eval_docs
+        evaluated, renderer = self._task.eval_docs, self._renderer(None)
         known = {
             request.args[0]
             for docs, split, indices in (
                 (self._validation_split if own_split else self._training_split, "validation", held_out),
                 (evaluated, "evaluated", range(len(evaluated))),
             )
-            for asked in self._requests(docs, split, indices, None).values()
+            for asked in renderer.requests(docs, split, indices).values()
             for request in asked
         }
         docs, indices = self._inputs
-        found = self._requests(docs, "unlabelled", indices, None)
+        found = renderer.requests(docs, "unlabelled", indices)
         fresh = {index: asked for index, asked in found.items() if not any(each.args[0] in known for each in asked)}
         if not fresh:
             raise MuscleError(
@@ -313,45 +313,8 @@ class Task:
             )
         return fresh
 
-    def _render(
-        self, docs: Sequence[dict[str, Any]], split: str, indices: Sequence[int], chat: ChatTemplate | None
-    ) -> list[Example]:
-        system = self.settings.system_instruction
-        made = self._each(docs, split, indices, lambda _, doc: render(self._task, doc, system, chat))
-        return list(made.values())
-
-    def _render_choices(
-        self, docs: Sequence[dict[str, Any]], split: str, indices: Sequence[int], chat: ChatTemplate | None
-    ) -> list[Example]:
-        system = self.settings.system_instruction
-        made = self._each(docs, split, indices, lambda index, doc: render_choices(self._task, doc, index, system, chat))
-        return [example for examples in made.values() for example in examples]
-
-    def _requests(
-        self, docs: Sequence[dict[str, Any]], split: str, indices: Sequence[int], chat: ChatTemplate | None
-    ) -> dict[int, list[Instance]]:
-        """What lm-eval asks about items, by index; their labels are not read."""
-        blind, system = without_labels(self._task), self.settings.system_instruction
-        return self._each(docs, split, indices, lambda _, doc: requests(blind, doc, system, chat))
-
-    def _each(
-        self,
-        docs: Sequence[dict[str, Any]],
-        split: str,
-        indices: Sequence[int],
-        make: Callable[[int, dict[str, Any]], _Made],
-    ) -> dict[int, _Made]:
-        rows = {}
-        with templates_compiled_once():
-            for index in indices:
-                try:
-                    rows[index] = make(index, docs[index])
-                except Exception as error:  # templates and code of YAML files can raise anything
-                    reason = str(error) if isinstance(error, MuscleError) else f"cannot be rendered ({brief(error)})"
-                    raise MuscleError(
-                        f"task '{self.name}', {split} item {index}: {reason}: correct its data or its YAML file"
-                    ) from error
-        return rows
+    def _renderer(self, chat: ChatTemplate | None) -> Renderer:
+        return Renderer(self._task, self.settings.system_instruction, chat)
 
 
 def hold_out(keys: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -373,5 +336,5 @@ def hold_out(keys: Sequence[str], share: float, seed: int) -> tuple[list[int], l
     return [index for index in range(len(keys)) if index not in held_out], sorted(held_out)
 
 
-def _key(doc: dict[str, Any]) -> str:
+def _key(doc: Doc) -> str:
     return json.dumps(doc, sort_keys=True, default=str)

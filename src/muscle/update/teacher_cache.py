@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedConfig
 
 from muscle.errors import MuscleError
+from muscle.update.alignment_settings import CacheDtype
 from muscle.update.distributed import Collator, Item, processes
 from muscle.update.heads import Head, head_is_known, read_states, unknown_head
 from muscle.update.models import device, evaluating, load_config, move
 from muscle.update.pipeline import Report
-from muscle.update.recipe import Base, CacheDtype
+from muscle.update.recipe import Base
 from muscle.update.room import free_disk, free_memory, in_words
 from muscle.update.tokenized import IGNORED
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -12,10 +12,12 @@ from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from torch import Tensor, nn
 
+from muscle.update.alignment_settings import AlignmentSettings
 from muscle.update.heads import Head, head_is_known, output_head
 from muscle.update.models import device, evaluating, move
 from muscle.update.pipeline import Report
-from muscle.update.recipe import AlignmentSettings, SideName, TaskModel
+from muscle.update.recipe import TaskModel
+from muscle.update.settings import SideName
 from muscle.update.teacher_cache import (
     HEAD,
     States,
@@ -132,6 +134,7 @@ class Teachers:
         alignment: What is read of the teachers, and where and how their states are kept.
         folders: Of the states of each, where they are kept on disk. What is whole there is not computed again.
         report: Told how far a cache is.
+        sides: Of which models these are; an old one with another tokenizer is no such teacher (`old_side`).
 
     Raises:
         MuscleError: The states do not fit.
@@ -145,18 +148,26 @@ class Teachers:
         alignment: AlignmentSettings,
         folders: Mapping[SideName, Path],
         report: Report,
+        sides: Sequence[SideName] = ("old", "new"),
     ) -> None:
         self._models, self._load, self._texts, self._report = models, load, texts, report
-        self._live, self._kept, self._read = alignment.teacher_cache == "off", alignment.cache_dtype, alignment.teachers
+        self._live, self._kept = alignment.teacher_cache == "off", alignment.cache_dtype
+        self._read = [side for side in alignment.teachers if side in sides]
         self._folders = folders if alignment.teacher_cache == "disk" else {}
         self._check_room()
 
-    def old(self) -> Teacher:
-        """The old task model; of a cached one, body and adapter are freed before this returns.
+    def folder(self, side: SideName) -> Path | None:
+        """Where what a side says is kept on disk; None: it is not."""
+        return self._folders.get(side)
+
+    def old(self) -> Teacher | None:
+        """The old task model, None if it is never read; of a cached one, body and adapter are freed before this returns.
 
         Raises:
             MuscleError: The model cannot be loaded, or its states not be kept.
         """
+        if "old" not in self._read:
+            return None
         if self._live:
             return LiveTeacher(self._load(self._models["old"]))
         if states := self._on_disk("old"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from muscle.errors import MuscleError
 from muscle.update.prompts import Example
+from muscle.update.spans import SpanReader, Spans
 
 IGNORED = -100
 """Label of a position that is no target: padding, and the first token of a sequence."""
@@ -44,17 +45,18 @@ class TokenizedExamples(Dataset[dict[str, Tensor]]):
             raise MuscleError(f"tokenizer {tokenizer.name_or_path} gives no character offsets: set tokens to all")
         self.rows = rows
         self.ids: list[list[int]] = []
+        self.spans: list[Spans] | None = [] if tokenizer.is_fast else None
+        """Of each text where in context and answer its tokens lie; None where the tokenizer cannot tell."""
         self._first_targets: list[int] = []
         self._items = _numbered([row.item for row in rows])
-        for row in rows:
-            text = row.context + row.answer
-            has_bos = bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
-            encoded = tokenizer(text, add_special_tokens=not has_bos, return_offsets_mapping=tokens == "answer")
-            ids = list(encoded["input_ids"])
+        reader = SpanReader(tokenizer) if tokenizer.is_fast else None
+        for row, ids, offsets in _tokenized(rows, tokenizer):
             if ids[-1:] != [tokenizer.eos_token_id]:
                 ids.append(tokenizer.eos_token_id)
             self.ids.append(ids)
-            ends = [end for _, end in encoded["offset_mapping"]] if tokens == "answer" else []
+            if reader and self.spans is not None:
+                self.spans.append(reader.read(ids, offsets, row.context + row.answer))
+            ends = [end for _, end in offsets] if tokens == "answer" else []
             before = (place for place, end in enumerate(ends) if end > len(row.context))
             self._first_targets.append(max(1, next(before, len(ends))))
 
@@ -85,6 +87,31 @@ class TokenizedExamples(Dataset[dict[str, Tensor]]):
     def targets(self) -> list[int]:
         """How many targets each text has."""
         return [len(ids) - first for ids, first in zip(self.ids, self._first_targets, strict=True)]
+
+
+def _tokenized(
+    rows: list[Example], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[Example, list[int], list[tuple[int, int]]]]:
+    """The ids of each text, and the offsets that a fast tokenizer gives.
+
+    Many texts at once save time, and not all at once memory: what a tokenizer returns is large.
+    """
+    for some in (rows[first : first + 1000] for first in range(0, len(rows), 1000)):
+        texts = [row.context + row.answer for row in some]
+        has_bos = [bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token)) for text in texts]
+        encoded: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
+        for own in {*has_bos}:
+            alike = [place for place, bos in enumerate(has_bos) if bos == own]
+            batch = tokenizer(
+                [texts[place] for place in alike],
+                add_special_tokens=not own,
+                return_offsets_mapping=tokenizer.is_fast,
+            )
+            offsets = batch["offset_mapping"] if tokenizer.is_fast else [[] for _ in alike]
+            encoded.update(zip(alike, zip(batch["input_ids"], offsets, strict=True), strict=True))
+        for place, row in enumerate(some):
+            ids, offsets = encoded[place]
+            yield row, list(ids), offsets
 
 
 def _numbered(names: Sequence[int | None]) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerState
 
 from muscle.errors import MuscleError
 from muscle.update.callbacks import (
@@ -26,9 +26,11 @@ from muscle.update.callbacks import (
 from muscle.update.distributed import Collator, SharedLoader, over_processes, process
 from muscle.update.heads import Head, head_is_known, run_to_head
 from muscle.update.models import evaluating
-from muscle.update.objectives import Objective, Outcome, task_objective
+from muscle.update.objectives import Objective, task_objective
 from muscle.update.pipeline import Report
 from muscle.update.recipe import TrainingSettings
+from muscle.update.rows import Outcome
+from muscle.update.training_arguments import check_warmup, training_arguments
 
 Flips = Callable[[nn.Module], float]
 """The negative flips of a model on the validation items, or what else is to be small there.
@@ -230,7 +232,7 @@ def train(
     Raises:
         MuscleError: Training diverges, transformers refuses a setting, or all steps are warm-up.
     """
-    arguments = _arguments(settings, validation_set is not None, work_dir)
+    arguments = training_arguments(settings, validation_set is not None, work_dir)
     owner = {"settings": settings.as_dict(), "texts": len(train_set), "processes": arguments.world_size}  # type: ignore[arg-type]
     checkpoints = Checkpoints(work_dir, owner)
     last, callbacks = checkpoints.last(), [Progress(report), StepLog(work_dir.parent / "log.jsonl"), checkpoints]
@@ -264,77 +266,3 @@ def train(
         best_epoch=best_epoch(epochs) if arguments.load_best_model_at_end else round(trainer.state.epoch or 0),
         steps=trainer.state.global_step,
     )
-
-
-def batches_per_epoch(settings: TrainingSettings, items: int) -> int:
-    """How many batches each process reads in an epoch over so many items."""
-    return -(-items // (settings.batch_size * process()[1]))
-
-
-def check_warmup(settings: TrainingSettings, batches: int) -> None:
-    """Refuse a warm-up that never ends.
-
-    Args:
-        settings: How long to train.
-        batches: In an epoch, of each process.
-
-    Raises:
-        MuscleError: All steps are warm-up.
-    """
-    steps = settings.epochs * -(-batches // settings.accumulation)
-    if settings.warmup_steps >= steps:
-        raise MuscleError(
-            f"training.warmup_steps: {settings.warmup_steps} of {steps} steps in all, so that the learning rate would "
-            "never be reached: lower it, or train longer"
-        )
-
-
-def _arguments(settings: TrainingSettings, validated: bool, work_dir: Path) -> TrainingArguments:
-    """The settings in transformers' terms."""
-    # transformers 5.2x calls activation what was gradient checkpointing, and warns of the old name
-    kind = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"
-    checkpointing: dict[str, Any] = {
-        f"{kind}_checkpointing": settings.gradient_checkpointing,
-        f"{kind}_checkpointing_kwargs": {"use_reentrant": False},
-    }
-    selected = validated and settings.select_by != "last"
-    try:
-        arguments = TrainingArguments(
-            output_dir=str(work_dir),
-            run_name=work_dir.parent.name,
-            num_train_epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
-            per_device_train_batch_size=settings.batch_size,
-            per_device_eval_batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.accumulation,
-            warmup_steps=settings.warmup_steps,
-            lr_scheduler_type=settings.schedule,
-            optim=settings.optimizer,
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
-            bf16=settings.precision == "bfloat16",
-            fp16=settings.precision == "float16",
-            use_cpu=not torch.accelerator.is_available(),
-            deepspeed=settings.deepspeed,
-            seed=settings.seed,
-            eval_strategy="epoch" if validated else "no",
-            save_strategy="epoch",
-            load_best_model_at_end=selected,
-            metric_for_best_model="best_epoch" if selected else None,
-            greater_is_better=True,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            average_tokens_across_devices=True,
-            ddp_find_unused_parameters=False,
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            **checkpointing,
-        )
-    except (ValueError, ImportError) as error:
-        raise MuscleError(f"training settings: {error}") from error
-    if settings.precision == "float16" and arguments.device.type == "cpu":
-        raise MuscleError("precision float16 needs a GPU: choose bfloat16 or float32")
-    # Trainer would split batches over the GPUs that one process sees; several GPUs take several processes here.
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    return arguments

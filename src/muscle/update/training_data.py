@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from muscle.errors import MuscleError
 from muscle.update.answers import all_choices, read_answers
+from muscle.update.comparison import Scales
 from muscle.update.models import load_task_model, load_tokenizer
-from muscle.update.objectives import Scales
 from muscle.update.prompts import Example
-from muscle.update.recipe import Base, TargetTokens, TaskModel
+from muscle.update.recipe import Base, TaskModel
+from muscle.update.settings import TargetTokens
 from muscle.update.tasks import Task
 from muscle.update.tokenized import PaddingCollator, TokenizedExamples
 

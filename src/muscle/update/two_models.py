@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from muscle.update.generation import Generated, can_refill, generate
 from muscle.update.models import load_tokenizer
 from muscle.update.packed import Answer
 from muscle.update.recipe import EvaluationSettings, Reference, TaskModel
+from muscle.update.same_tokenizer import tokenizer_difference
+from muscle.update.tasks import Task
 
 SAMPLES = 8
 """Answers that are drawn from the new model for the old one to rank, beside its own."""
@@ -36,6 +38,22 @@ class _Choice:
     context: str
     old: Answer
     new: Answer
+
+
+@dataclass(frozen=True)
+class _Item:
+    """What both models say of an item of multiple choice."""
+
+    doc: int
+    """Its number in its split."""
+    texts: Mapping[int, _Choice]
+    """All that lm-eval asks about it, by number."""
+    choices: Sequence[int]
+    """The numbers of those that are its choices, (C,)."""
+    old: FloatArray
+    """(C,) their total log-likelihoods under the old model."""
+    new: FloatArray
+    """(C,) those under the new model."""
 
 
 class _Pair(LocalLM):
@@ -83,26 +101,11 @@ class _Pair(LocalLM):
                 "leave these controls out"
             )
         old, new = (np.array([getattr(texts[n], side)[0] for n in choices]) for side in ("old", "new"))
-        return self._choose(texts, choices, old, new, doc)
+        return self._choose(_Item(doc, texts, choices, old, new))
 
     @abstractmethod
-    def _choose(
-        self,
-        texts: Mapping[int, _Choice],
-        choices: Sequence[int],
-        old: FloatArray,
-        new: FloatArray,
-        doc: int,
-    ) -> Mapping[int, Answer]:
-        """Answers by number of the text.
-
-        Args:
-            texts: All that lm-eval asks about an item.
-            choices: The numbers of those that are its choices, (C,).
-            old: (C,) their total log-likelihoods under the old model.
-            new: (C,) those under the new model.
-            doc: The item's number in its split.
-        """
+    def _choose(self, item: _Item) -> Mapping[int, Answer]:
+        """Answers by number of the text."""
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Not defined.
@@ -131,6 +134,42 @@ class _Pair(LocalLM):
         """The chosen answers to pairs of a prompt and its gen_kwargs."""
 
 
+class Apart(LocalLM):
+    """The ensemble of two models with different tokenizers: the mean of their log-likelihoods of each whole text.
+
+    That is all that can be said without a common next token: choices are ranked as by the product of both models'
+    probabilities, and nothing can be generated.
+    """
+
+    def __init__(self, old: TaskModel, new: TaskModel, settings: EvaluationSettings) -> None:
+        settings = in_process(settings)
+        super().__init__(load_on_device(new), load_tokenizer(new.base), settings)
+        self._old = LocalLM(load_on_device(old), load_tokenizer(old.base), settings)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
+        """(mean of both log-likelihoods, whether both models would write the text themselves) of each request."""
+        olds = self._old.loglikelihood(requests, disable_tqdm)
+        news = super().loglikelihood(requests, disable_tqdm)
+        return [((old[0] + new[0]) / 2, old[1] and new[1]) for old, new in zip(olds, news, strict=True)]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Mean of both models' log-likelihoods of each text."""
+        olds = self._old.loglikelihood_rolling(requests, disable_tqdm)
+        news = super().loglikelihood_rolling(requests, disable_tqdm)
+        return [(old + new) / 2 for old, new in zip(olds, news, strict=True)]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Not defined.
+
+        Raises:
+            MuscleError: Always.
+        """
+        raise MuscleError(
+            "the ensemble mixes what two models say of the next token, and these have different tokenizers: take gated "
+            "in its place, which chooses between whole answers"
+        )
+
+
 class Reranked(_Pair):
     """Backward-congruent re-ranking: of the new model's answers that which the old model finds likeliest.
 
@@ -146,21 +185,14 @@ class Reranked(_Pair):
     the old model does under that metric: acc by the total, acc_norm by that per character.
     """
 
-    def _choose(
-        self,
-        texts: Mapping[int, _Choice],
-        choices: Sequence[int],
-        old: FloatArray,
-        new: FloatArray,
-        doc: int,
-    ) -> Mapping[int, Answer]:
-        draws = np.random.default_rng([self._seed, doc])  # by item: whichever process it falls to
-        p = np.exp(log_softmax(new))
-        places = {int(new.argmax()), *draws.choice(len(choices), size=SAMPLES, p=p / p.sum()).tolist()}
-        answers = {number: text.old for number, text in texts.items()}
-        for place, number in enumerate(choices):
+    def _choose(self, item: _Item) -> Mapping[int, Answer]:
+        draws = np.random.default_rng([self._seed, item.doc])  # whichever process it falls to
+        p = np.exp(log_softmax(item.new))
+        places = {int(item.new.argmax()), *draws.choice(len(p), size=SAMPLES, p=p / p.sum()).tolist()}
+        answers = {number: text.old for number, text in item.texts.items()}
+        for place, number in enumerate(item.choices):
             if place not in places:
-                answers[number] = (texts[number].old[0] - NO_CANDIDATE, False)
+                answers[number] = (item.texts[number].old[0] - NO_CANDIDATE, False)
         return answers
 
     def _generated(self, asked: Sequence[tuple[str, dict[str, Any]]], disable_tqdm: bool) -> Iterator[Generated]:
@@ -194,16 +226,9 @@ class Gated(_Pair):
     its answer's tokens, with those that ended it, is high.
     """
 
-    def _choose(
-        self,
-        texts: Mapping[int, _Choice],
-        choices: Sequence[int],
-        old: FloatArray,
-        new: FloatArray,
-        doc: int,
-    ) -> Mapping[int, Answer]:
-        surer_old = log_softmax(old).max() > log_softmax(new).max()
-        return {number: text.old if surer_old else text.new for number, text in texts.items()}
+    def _choose(self, item: _Item) -> Mapping[int, Answer]:
+        surer_old = log_softmax(item.old).max() > log_softmax(item.new).max()
+        return {number: text.old if surer_old else text.new for number, text in item.texts.items()}
 
     def _generated(self, asked: Sequence[tuple[str, dict[str, Any]]], disable_tqdm: bool) -> Iterator[Generated]:
         prompts = [prompt for prompt, _ in asked]
@@ -216,12 +241,18 @@ class Gated(_Pair):
             yield old if sure_old > sure_new else new
 
 
-REFERENCES: Mapping[Reference, Callable[[TaskModel, TaskModel, EvaluationSettings], LocalLM]] = {
-    "ensemble": Ensemble,
-    "reranked": Reranked,
-    "gated": Gated,
-}
-"""By name of the control: from the old and the new task model and settings to what is evaluated."""
+def reference(name: Reference, old: TaskModel, new: TaskModel, task: Task, settings: EvaluationSettings) -> LocalLM:
+    """Both task models at inference, as the control of that name has them.
+
+    Raises:
+        MuscleError: A model cannot be loaded, or the settings are not defined for it.
+    """
+    if name == "reranked":
+        return Reranked(old, new, settings)
+    if name == "gated":
+        return Gated(old, new, settings)
+    difference = tokenizer_difference(old.base, new.base, load_tokenizer(new.base), task)
+    return (Apart if difference else Ensemble)(old, new, settings)
 
 
 def _sampling(kwargs: Mapping[str, Any]) -> dict[str, Any]:

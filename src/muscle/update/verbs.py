@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from muscle.errors import MuscleError
+from muscle.update.alignment_settings import KNOWN_METHODS
 from muscle.update.distributed import leave, processes
 from muscle.update.pipeline import CHECKPOINTS, Report, Stage, fingerprint
 from muscle.update.plan import Plan
@@ -40,10 +40,6 @@ def adapt(recipe: Recipe, task: str, out: Path) -> None:
     recipe = located(recipe)
     stage = Plan(recipe, commits=pins(recipe)).task_adapter_stage(task, "new")
     _train(stage, out, Subject(task=task, base=recipe.new.base or "", model="new"))
-
-
-KNOWN_METHODS: Mapping[str, Mapping[str, Any]] = {"auto": {"search": {}}, "muscle": {}}
-"""Methods that `align` knows beside the recipe's: the search, and the alignment as given, by default the paper's."""
 
 
 def align(recipe: Recipe, task: str, method: str | None, out: Path, budget: float | None = None) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from muscle.update.recipe import AlignmentSettings, EmphasisName, WeightName
+from muscle.update.alignment_settings import AlignmentSettings, EmphasisName, WeightName
 from muscle.update.rows import sums
 
 Weight = Callable[..., Tensor]

@@ -22,13 +22,15 @@ from peft import PeftConfig
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from muscle.update import stages
+from muscle.update.alignment_settings import AlignmentSettings
 from muscle.update.answers import all_choices
 from muscle.update.estimate.shapes import build, config_of, countable, cut, on_meta
 from muscle.update.load_errors import explained
 from muscle.update.lora import add_adapter
 from muscle.update.models import load_tokenizer
 from muscle.update.pipeline import Stage
-from muscle.update.recipe import AlignmentSettings, Base, LoraSettings, merged, split_revision
+from muscle.update.recipe import Base, LoraSettings, split_revision
+from muscle.update.settings import merged
 from muscle.update.tasks import Task
 from muscle.update.tokenized import TokenizedExamples
 
@@ -120,7 +122,7 @@ class Inputs:
         if texts:
             task["settings"]["num_fewshot"] = 0  # no training text has shots
         rest = [_tokens(stage), *_texts_of(stage)] if texts else [settings["split"], settings["evaluation"]["limit"]]
-        file = Path(self._source(stage, student(stage))) / "tokenizer.json"  # two bases from scratch share one
+        file = Path(self._source(stage, student(stage))) / "tokenizer.json"  # which both bases from scratch may share
         tokenizer = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else str(file.parent)
         return json.dumps([texts, task, stage.inputs.get("tasks_folder"), rest, tokenizer])
 

@@ -29,7 +29,7 @@ from typing import Any
 from muscle.update import stages
 from muscle.update.estimate.inputs import Inputs, Texts, alignment_of, is_taught, sides_of, student
 from muscle.update.pipeline import CHECKPOINTS, Stage
-from muscle.update.recipe import SideName
+from muscle.update.settings import SideName
 
 TRAINING = (stages.adapt, stages.align)
 EVALUATION = (stages.evaluate, stages.evaluate_ensemble)

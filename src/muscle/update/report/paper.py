@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from muscle.update.recipe import WeightName
+from muscle.update.alignment_settings import WeightName
 
 
 @dataclass(frozen=True)

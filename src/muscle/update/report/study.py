@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from muscle.errors import MuscleError
-from muscle.update.recipe import AlignmentSettings, Recipe
+from muscle.update.alignment_settings import AlignmentSettings
+from muscle.update.recipe import Recipe
 from muscle.update.report.figures import TaskFigures, measure_task
 
 RECORD = "run.json"

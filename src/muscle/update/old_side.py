@@ -1,0 +1,206 @@
+"""The old task model's side of an update that changes the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate.utils.memory import clear_device_cache
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from muscle.errors import MuscleError
+from muscle.update.alignment_settings import LOGITS_ACROSS, MATCHED, Across, AlignmentSettings, CacheDtype
+from muscle.update.chunks import Chunks
+from muscle.update.heads import Head
+from muscle.update.models import load_tokenizer
+from muscle.update.old_teachers import (
+    ChunkTeacher,
+    Likelihoods,
+    TranslatedTeacher,
+    open_likelihoods,
+    read_likelihoods,
+)
+from muscle.update.pipeline import Report
+from muscle.update.prompts import Example
+from muscle.update.recipe import TaskModel
+from muscle.update.same_tokenizer import tokenizer_difference
+from muscle.update.settings import TargetTokens
+from muscle.update.surfaces import surfaces
+from muscle.update.tasks import Task
+from muscle.update.teacher_cache import HEAD, States, Texts, check_room, compute_states, open_states, states_size
+from muscle.update.training_data import TaskData
+from muscle.update.translations import by_rank, projected, shared_tokens
+
+TRANSLATIONS = {"shared": shared_tokens, "projected": projected, "ranks": by_rank}
+"""By the name that settings use."""
+
+
+def way_across(old: TaskModel, new: TaskModel, data: TaskData, task: Task, across: Across | None) -> Across | None:
+    """How the old teacher is heard where its tokenizer is another one; None: token by token, as the new one is.
+
+    Args:
+        old: The old task model.
+        new: The new task model.
+        data: The training texts in its tokens.
+        task: Their task.
+        across: What the settings say: with None the tokenizers decide.
+
+    Raises:
+        MuscleError: One of them does not tell where in the text its tokens lie.
+    """
+    difference = tokenizer_difference(old.base, new.base, data.tokenizer, task, data.beyond_gold)
+    if not across and not difference:
+        return None
+    if across == "texts":
+        return across
+    for base, tokenizer in ((old.base, load_tokenizer(old.base)), (new.base, data.tokenizer)):
+        if not tokenizer.is_fast:
+            why = f"{difference}, and " if difference else ""
+            raise MuscleError(
+                f"{why}the tokenizer of {base.base} gives no character offsets: set `across: texts` under `alignment`, "
+                "or choose a base with a fast tokenizer"
+            )
+    return across or "likelihood"
+
+
+class OldSide:
+    """The training texts in the old model's own tokens, and what it says of them.
+
+    Args:
+        old: The old task model.
+        task: Whose texts they are.
+        data: The same texts in the student's tokens.
+        tokens: Which tokens are targets.
+        texts: What is learnt from an item, as in `AlignmentSettings`.
+        across: How it is heard.
+
+    Raises:
+        MuscleError: The task's data cannot be loaded, or the two sides have different texts.
+    """
+
+    def __init__(
+        self,
+        old: TaskModel,
+        task: Task,
+        data: TaskData,
+        tokens: TargetTokens,
+        texts: Literal["gold", "choices"],
+        across: Across,
+    ) -> None:
+        self._model, self._student, self._across = old, data, across
+        self._data = TaskData(old.base, task, tokens, texts, _without_labels(old, task, data.training.rows))
+        ours, theirs = ([row.context + row.answer for row in d.training.rows] for d in (data, self._data))
+        if not task.settings.chat_template and ours != theirs:
+            raise MuscleError(f"task {task.name}: its texts depend on the tokenizer, and the bases have two: change it")
+        self.texts = Texts(self._data.training, self._data.collator)
+
+    @classmethod
+    def where_needed(
+        cls,
+        old: TaskModel | None,
+        new: TaskModel,
+        task: Task,
+        data: TaskData,
+        alignment: AlignmentSettings,
+        tokens: TargetTokens,
+    ) -> OldSide | None:
+        """None where the old model is never read, or token by token as the new one is: see `way_across`.
+
+        Raises:
+            MuscleError: As of `way_across`, and of `OldSide`.
+        """
+        if not old or "old" not in alignment.teachers:
+            return None
+        across = way_across(old, new, data, task, alignment.across)
+        if across in MATCHED and alignment.distance == "logits":
+            raise MuscleError(LOGITS_ACROSS)
+        return cls(old, task, data, tokens, alignment.texts, across) if across else None
+
+    @cached_property
+    def parts(self) -> Chunks:
+        """The texts of both sides, cut where both have a boundary."""
+        return Chunks.of(self._student.training, self._data.training)
+
+    def teacher(
+        self, texts: Texts, alignment: AlignmentSettings, folder: Path | None, report: Report
+    ) -> ChunkTeacher | TranslatedTeacher:
+        """What the old model says, for a training on the student's texts; the model is freed before this returns.
+
+        Args:
+            texts: The student's.
+            alignment: What is compared.
+            folder: Where what it says is kept, and taken from if it is there; None: in memory only.
+            report: Told how far it is.
+
+        Raises:
+            MuscleError: The model cannot be loaded, or what it says not be kept.
+        """
+        if translate := TRANSLATIONS.get(self._across):
+            states, head = self._states(alignment.cache_dtype, folder, report)
+            translation = translate(self._student.tokenizer, self._data.tokenizer)
+            return TranslatedTeacher.over(self.parts, texts, states, head, translation)
+        said = self._likelihoods(folder, report)
+        if self._by_text(alignment):
+            return ChunkTeacher.by_text(said, self.texts, texts)
+        return ChunkTeacher.by_chunk(said, self.parts, texts, alignment.boundary_threshold)
+
+    def aligned(self, alignment: AlignmentSettings) -> float:
+        """The share of the student's targets of which the old model says something."""
+        if self._by_text(alignment):
+            return 1.0
+        return self.parts.aligned
+
+    def _by_text(self, alignment: AlignmentSettings) -> bool:
+        return self._across == "texts" or alignment.level == "choice"
+
+    def keep(self, kept: CacheDtype, folder: Path, report: Report) -> None:
+        """Keep on disk what `teacher` will read.
+
+        Raises:
+            MuscleError: The model cannot be loaded, or there is no room.
+        """
+        if self._across in TRANSLATIONS:
+            self._states(kept, folder, report)
+        else:
+            self._likelihoods(folder, report)
+
+    def _likelihoods(self, folder: Path | None, report: Report) -> Likelihoods:
+        if folder and (kept := open_likelihoods(folder, self.texts)):
+            return kept
+        model = self._data.load(self._model)
+        starts = torch.zeros(0, dtype=torch.bool) if self._across == "texts" else _word_starts(self._data.tokenizer)
+        said = read_likelihoods(model, self.texts, starts, folder, report)
+        del model
+        clear_device_cache(garbage_collection=True)
+        return said
+
+    def _states(self, kept: CacheDtype, folder: Path | None, report: Report) -> tuple[States, Head]:
+        if folder and (states := open_states(folder, self.texts)):
+            return states, Head.load(folder / HEAD)
+        check_room(states_size(self._model.base, self.texts, kept), folder)
+        model = self._data.load(self._model)
+        states = compute_states(model, self.texts, kept, folder, report)
+        head = Head.load(folder / HEAD) if folder else Head.of(model)
+        del model
+        clear_device_cache(garbage_collection=True)
+        return states, head
+
+
+def _without_labels(old: TaskModel, task: Task, rows: Sequence[Example]) -> list[Example]:
+    """The texts of inputs without labels among these, in the prompts that the old model's chat template makes."""
+    found = [row for row in rows if row.item is not None and row.item < 0]
+    if not task.settings.chat_template or not found:
+        return found
+    asked = task.unlabelled(load_tokenizer(old.base))
+    return [replace(row, context=asked[-1 - (row.item or 0)][0].args[0]) for row in found]
+
+
+def _word_starts(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Which tokens cannot go on with a word that has begun, bool (V,): those that start with no letter or digit."""
+    first = [text[:1] if text else b" " for text in surfaces(tokenizer)]
+    return torch.tensor([not byte.isalnum() and byte < b"\x80" for byte in first])

@@ -1,0 +1,239 @@
+"""An old teacher whose tokenizer is not the student's: what is kept of it, and how batches find it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from muscle.errors import MuscleError
+from muscle.update.chunks import NONE, Chunks
+from muscle.update.distributed import processes
+from muscle.update.heads import Head
+from muscle.update.losses import chunks as row_chunks
+from muscle.update.models import device
+from muscle.update.pipeline import Report
+from muscle.update.rows import ChunkRows, TranslatedRows
+from muscle.update.teacher_cache import States, Texts
+from muscle.update.teachers import LiveTeacher
+from muscle.update.tokenized import IGNORED
+from muscle.update.translations import Translation
+
+IntArray = npt.NDArray[np.integer]
+LIKELIHOODS, RECORD = "likelihoods.safetensors", "likelihoods.json"
+"""Files of what is kept on disk. The record is written last."""
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """What an old task model says of its M targets, text by text: a few numbers of each in place of a state."""
+
+    gold: Tensor
+    """Log-likelihood in nats, float32 (M,)."""
+    right: Tensor
+    """Whether the target is its most likely token, bool (M,)."""
+    begins: Tensor
+    """Its probability that a new word begins at the target, or the text ends, float32 (M,)."""
+
+
+def read_likelihoods(
+    model: nn.Module, texts: Texts, begins: Tensor, folder: Path | None, report: Report
+) -> Likelihoods:
+    """Run the old task model once over the training texts in its own tokens; processes share them out.
+
+    Args:
+        model: The task model.
+        texts: What it reads.
+        begins: Which of its tokens begin a new word, or end the text, bool (V,).
+        folder: Where the numbers are kept; None: nowhere.
+        report: Told how far it is.
+    """
+    job, batches = processes(), texts.batches()
+    mine = batches[job.process_index :: job.num_processes]
+    teacher, found = LiveTeacher(model), list[tuple[int, Tensor]]()
+    for done, (numbers, batch) in enumerate(
+        zip(mine, DataLoader(texts.data, batch_sampler=mine, collate_fn=texts.collator), strict=True), start=1
+    ):
+        batch = {name: tensor.to(device()) for name, tensor in batch.items()}
+        said = _said(teacher, batch, begins)
+        sizes = [texts.starts[text + 1] - texts.starts[text] for text in numbers]
+        found += zip((texts.starts[text] for text in numbers), torch.split(said, sizes), strict=True)
+        report(done / len(mine), "the old teacher reads the training texts")
+    everything = gather_object(found) if job.num_processes > 1 else found
+    table = torch.empty(texts.starts[-1], 3)
+    for first, rows in everything:
+        table[first : first + len(rows)] = rows
+    likelihoods = Likelihoods(table[:, 0].contiguous(), table[:, 1] > 0.5, table[:, 2].contiguous())
+    if folder and job.is_main_process:
+        _keep(likelihoods, texts, folder)
+    if folder:
+        job.wait_for_everyone()
+    return likelihoods
+
+
+@torch.no_grad()
+def _said(teacher: LiveTeacher, batch: Mapping[str, Tensor], begins: Tensor) -> Tensor:
+    """(n, 3) on the CPU: log-likelihood, whether right, and how likely a word begins."""
+    following = batch["labels"][:, 1:]
+    counted = following != IGNORED
+    states, head = teacher.states(batch, counted)
+    gold, columns = following[counted], list[Tensor]()
+    size = head(states[:0]).shape[-1]
+    word = functional.pad(begins, (0, max(0, size - len(begins))))[:size].to(states.device)
+    for rows in row_chunks(states, size):
+        logits = head(states[rows])
+        likelihoods = functional.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+        columns.append(
+            torch.stack(
+                [
+                    likelihoods.gather(-1, gold[rows, None])[:, 0].float(),
+                    (logits.argmax(-1) == gold[rows]).float(),
+                    (likelihoods.exp() @ word.to(likelihoods.dtype)).float(),
+                ],
+                dim=1,
+            )
+        )
+    return torch.cat(columns).cpu()
+
+
+def open_likelihoods(folder: Path, texts: Texts) -> Likelihoods | None:
+    """What `read_likelihoods` kept; None if it is not whole.
+
+    Raises:
+        MuscleError: It is of other texts.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except FileNotFoundError:
+        return None
+    if record["texts"] != texts.digest:
+        raise MuscleError(f"{folder} holds what a teacher says of other texts: remove it")
+    return Likelihoods(**load_file(folder / LIKELIHOODS))
+
+
+def _keep(likelihoods: Likelihoods, texts: Texts, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(vars(likelihoods), folder / LIKELIHOODS)
+    partial = folder / f"{RECORD}.partial"
+    partial.write_text(json.dumps({"texts": texts.digest}) + "\n")
+    partial.replace(folder / RECORD)
+
+
+@dataclass(frozen=True)
+class ChunkTeacher:
+    """What an old teacher says of stretches of the training texts."""
+
+    starts: list[int]
+    """Of the student's texts, as in `Texts`."""
+    chunk: Tensor
+    """Number of the chunk of each target of the student's, (N,), rising; -1: none."""
+    likelihood: Tensor
+    """Of each chunk, in nats, (C,)."""
+    right: Tensor
+    """Bool (C,)."""
+
+    @classmethod
+    def by_chunk(cls, said: Likelihoods, parts: Chunks, texts: Texts, threshold: float) -> ChunkTeacher:
+        """Chunks that end where the old model finds the start of a new word likelier than the threshold."""
+        numbers = _merged(parts, texts.starts, said.begins.numpy(), threshold)
+        student, old = (np.append(numbers, NONE)[side] for side in (parts.student, parts.old))  # NONE is the last
+        return cls._of(said, torch.from_numpy(old), int(numbers.max(initial=-1)) + 1, torch.from_numpy(student), texts)
+
+    @classmethod
+    def by_text(cls, said: Likelihoods, old: Texts, texts: Texts) -> ChunkTeacher:
+        """Each text is one chunk."""
+        theirs, ours = (
+            torch.arange(len(side.lengths)).repeat_interleave(torch.tensor(side.starts).diff()) for side in (old, texts)
+        )
+        return cls._of(said, theirs, len(old.lengths), ours, texts)
+
+    @classmethod
+    def _of(cls, said: Likelihoods, old: Tensor, count: int, student: Tensor, texts: Texts) -> ChunkTeacher:
+        inside = old >= 0
+        likelihood = torch.zeros(count).index_add(0, old[inside], said.gold[inside])
+        wrong = torch.zeros(count).index_add(0, old[inside], (~said.right[inside]).float())
+        return cls(texts.starts, student, likelihood, wrong == 0)
+
+    def of(self, batch: Mapping[str, Tensor], counted: Tensor) -> ChunkRows:
+        """What it says of a batch, whose texts are counted whole or not at all; on the batch's device."""
+        chunk = _of_batch(self.chunk, self.starts, batch, counted)
+        inside = chunk >= 0
+        # those of a text follow each other, so that where the number changes the next chunk of the batch begins
+        numbers, local = torch.unique_consecutive(chunk[inside], return_inverse=True)
+        places = torch.full_like(chunk, -1)
+        places[inside] = local
+        found = places, self.likelihood[numbers], self.right[numbers]
+        return ChunkRows(*(each.to(counted.device) for each in found))
+
+
+@dataclass(frozen=True)
+class TranslatedTeacher:
+    """An old teacher's states at the tokens that both tokenizations have alone, and their way into the student's."""
+
+    starts: list[int]
+    """Of the student's texts, as in `Texts`."""
+    place: Tensor
+    """The old target that belongs to each target of the student's, (N,); -1: none."""
+    states: States
+    """Of the old texts."""
+    head: Head
+    translation: Translation
+
+    @classmethod
+    def over(
+        cls, parts: Chunks, texts: Texts, states: States, head: Head, translation: Translation
+    ) -> TranslatedTeacher:
+        """On chunks of one token on both sides."""
+        student, old = (np.bincount(side[side >= 0], minlength=parts.count) for side in (parts.student, parts.old))
+        alone = np.append((student == 1) & (old == 1), False)  # -1 is the last
+        target = np.full(parts.count + 1, -1)
+        target[parts.old[parts.old >= 0]] = np.flatnonzero(parts.old >= 0)
+        place = np.where(alone[parts.student], target[parts.student], -1)
+        return cls(texts.starts, torch.from_numpy(place), states, head, translation)
+
+    def of(self, batch: Mapping[str, Tensor], counted: Tensor) -> TranslatedRows:
+        """What it says of a batch, whose texts are counted whole or not at all; on the batch's device."""
+        place = _of_batch(self.place, self.starts, batch, counted)
+        states = self.states.rows[place[place >= 0]].to(counted.device, self.states.dtype)
+        local = torch.where(place >= 0, (place >= 0).cumsum(0) - 1, -1).to(counted.device)
+        return TranslatedRows(local, states, self.head.to(counted.device), self.translation)
+
+
+def _of_batch(numbers: Tensor, starts: list[int], batch: Mapping[str, Tensor], counted: Tensor) -> Tensor:
+    """What belongs to the counted rows of a batch, (n,), of numbers by target of the training set."""
+    texts = [text for text, some in zip(batch["index"].tolist(), counted.any(1).tolist(), strict=True) if some]
+    rows = [numbers[starts[text] : starts[text + 1]] for text in texts]
+    return torch.cat(rows) if rows else numbers[:0]
+
+
+def _merged(parts: Chunks, starts: list[int], begins: npt.NDArray[np.floating], threshold: float) -> IntArray:
+    """New number of each chunk: one whose start is no likely boundary is joined to the one before (debiasing of ALM).
+
+    Where the old model says "token" in two tokens and the student in one, "to" is a chunk with "to" only if what
+    follows is unlikely to go on with the word.
+    """
+    numbers = np.arange(parts.count)
+    if not threshold or not parts.count:
+        return numbers
+    ends = []
+    for side in (parts.student, parts.old):
+        places = np.flatnonzero(side >= 0)
+        chunk, first = np.unique(side[places], return_index=True)
+        assert len(chunk) == parts.count
+        last = np.append(first[1:] - 1, len(places) - 1)
+        ends.append((places[first], places[last]))
+    (first, last), (old_first, old_last) = ends
+    text = np.searchsorted(starts, first, side="right")
+    follows = (first[1:] == last[:-1] + 1) & (old_first[1:] == old_last[:-1] + 1) & (text[1:] == text[:-1])
+    joined = np.append(False, follows & (begins[old_first[1:]] <= threshold))
+    return np.cumsum(~joined) - 1
