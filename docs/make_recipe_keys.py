@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -66,7 +67,7 @@ def _values(annotation: ast.expr) -> str:
         "TokenizerKind": ", ".join(get_args(recipe.TokenizerKind)),
         **{
             name: ", ".join(get_args(getattr(alignment_settings, name)))
-            for name in ("WeightName", "EmphasisName", "CacheDtype")
+            for name in ("WeightName", "EmphasisName", "Across", "CacheDtype")
         },
         "bool": "true, false",
         "float": "number",
@@ -83,7 +84,8 @@ def _values(annotation: ast.expr) -> str:
         elif part.startswith("Literal["):
             part = part.removeprefix("Literal[").removesuffix("]").replace("'", "")
         elif part.startswith("Annotated[float"):
-            part = f"number >= {part.partition('ge=')[2].rstrip(')]')}"
+            limits = [f"{float(limit):.10g}" for limit in re.findall(r"[gl]e=(-?[\d.]+)", part)]
+            part = f"number >= {limits[0]}" if len(limits) == 1 else f"{limits[0]} to {limits[1]}"
         elif part.startswith("Mapping") or part.endswith("Settings") or part in ("Side", "Scratch"):
             part = "keys"
         words.append(known.get(part, part))

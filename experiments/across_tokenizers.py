@@ -22,15 +22,16 @@ from summarise import header, row
 
 from muscle.demo.stages import TASKS
 from muscle.recipes.prepare_world import prepare
-from muscle.update.pipeline import Stage, run_pipeline
+from muscle.update.pipeline import Stage
 from muscle.update.plan import Plan
 from muscle.update.recipe import Recipe
 from muscle.update.recipe_file import read_recipe
 from muscle.update.settings import merged
+from muscle.update.workers import run_pipeline
 
 RECIPE = Path(__file__).parent.parent / "src/muscle/recipes/tokenizers_demo.yaml"
-KINDS = {"changed": "words", "twin": "bytes"}
-"""The old base's tokenizer, by the kind of update; the new one's is bytes."""
+KINDS = {"changed": "words", "twin": "grouped"}
+"""The old base's tokenizer, by the kind of update; the new one's is grouped."""
 SHARED = ("bases/tokenizer", "bases/new", *(f"adapters/{task}/{name}" for task in TASKS for name in ("new", "reseeded")))
 """Stages that both kinds of a seed have in common."""
 REFERENCES = {"choose": ("old", "new"), "proof": ("old", "new", "reseeded", "gated")}
@@ -61,22 +62,27 @@ ANSWER = {"tokens": "answer"}
 MIX = {"weight": "mixture", "old_share": 0.8, "temperature": 1.0}
 CHOICES = {"texts": "choices"}
 BOTH = ("changed", "twin")
+TAU_1 = {"chunk_temperature": 1.0}
 CHOOSE = {
     "ce": Arm({"weight": None}, kinds=BOTH),
     "muscle": Arm({}, kinds=BOTH),
-    "muscle, tau 1": Arm({"chunk_temperature": 1.0}),
-    "muscle, every boundary": Arm({"boundary_threshold": 0.0}),
-    "muscle, likelihood": Arm({"across": "likelihood"}, kinds=("twin",)),
+    "muscle, tau 1": Arm(TAU_1),
+    "muscle, likelihood": Arm({"across": "likelihood", **TAU_1}, kinds=("twin",)),
     "mixture": Arm(MIX, ANSWER, BOTH),
-    "mixture, tau 1": Arm({**MIX, "chunk_temperature": 1.0}, ANSWER),
-    "mixture, likelihood": Arm({**MIX, "across": "likelihood"}, ANSWER, ("twin",)),
-    "mixture, texts": Arm({**MIX, "across": "texts"}, ANSWER),
+    "mixture, tau 1": Arm({**MIX, **TAU_1}, ANSWER),
+    "mixture, tau 1, every boundary": Arm({**MIX, **TAU_1, "boundary_threshold": 0.0}, ANSWER),
+    "mixture, likelihood": Arm({**MIX, "across": "likelihood", **TAU_1}, ANSWER, ("twin",)),
+    "mixture, texts, tau 1": Arm({**MIX, "across": "texts", **TAU_1}, ANSWER),
     "mixture, shared": Arm({**MIX, "across": "shared"}, ANSWER),
     "mixture, projected": Arm({**MIX, "across": "projected"}, ANSWER),
     "mixture, ranks": Arm({**MIX, "across": "ranks"}, ANSWER),
-    "all choices": Arm({**MIX, **CHOICES}, ANSWER, BOTH, ("scenes",)),
+    "all choices, tau 1": Arm({**MIX, **CHOICES, **TAU_1}, ANSWER, BOTH, ("scenes",)),
+    "all choices, shared": Arm({**MIX, **CHOICES, "across": "shared"}, ANSWER, ("changed",), ("scenes",)),
     "all choices, level choice": Arm({**MIX, **CHOICES, "level": "choice"}, ANSWER, BOTH, ("scenes",)),
-    "unlabelled": Arm({**MIX, "unlabelled": True}, {**ANSWER, "epochs": 3}, BOTH, ("sums",)),
+    "unlabelled, tau 1": Arm({**MIX, "unlabelled": True, **TAU_1}, {**ANSWER, "epochs": 3}, BOTH, ("sums",)),
+    "unlabelled, projected": Arm(
+        {**MIX, "unlabelled": True, "across": "projected"}, {**ANSWER, "epochs": 3}, ("changed",), ("sums",)
+    ),
 }
 PROOF = {
     "ce": Arm({"weight": None}, kinds=BOTH),

@@ -22,9 +22,10 @@ from summarise import header, row
 
 from muscle.demo.plan import FULL, demo_plan, demo_recipe, world_stages
 from muscle.demo.stages import TASKS
-from muscle.update.pipeline import Stage, run_pipeline
+from muscle.update.pipeline import Stage
 from muscle.update.recipe import Recipe
 from muscle.update.settings import merged
+from muscle.update.workers import run_pipeline
 
 REFERENCES = ("old", "new", "reseeded", "ensemble")
 LOGS = "validation-logs"

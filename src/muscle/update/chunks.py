@@ -166,7 +166,7 @@ def _boundaries(spans: Spans) -> tuple[IntArray, IntArray, IntArray]:
 def _within(
     boundaries: tuple[IntArray, IntArray, IntArray], begin: int, end: int, since: int
 ) -> tuple[list[int], list[int], list[int]]:
-    """The boundaries that have a place in a piece and are not before a token, places counted from the piece's beginning.
+    """The boundaries with a place in a piece, from some token on; places are counted from the piece's beginning.
 
     Places outside may stay: two boundaries that each have one inside, and one in common, have one in common inside.
     """
