@@ -29,8 +29,8 @@ from muscle.update.heads import Head
 from muscle.update.lora import add_adapter
 from muscle.update.models import device
 from muscle.update.objectives import Objective, Read, compatibility
-from muscle.update.rows import Outcome
 from muscle.update.recipe import Base, LoraSettings, TaskModel, TrainingSettings
+from muscle.update.rows import Outcome
 from muscle.update.settings import SideName
 from muscle.update.teacher_cache import Texts as Sources
 from muscle.update.teachers import Teacher, Teachers

@@ -32,7 +32,10 @@ from muscle.update.workers import run_pipeline
 RECIPE = Path(__file__).parent.parent / "src/muscle/recipes/tokenizers_demo.yaml"
 KINDS = {"changed": "words", "twin": "grouped"}
 """The old base's tokenizer, by the kind of update; the new one's is grouped."""
-SHARED = ("bases/tokenizer", "bases/new", *(f"adapters/{task}/{name}" for task in TASKS for name in ("new", "reseeded")))
+SHARED = (
+    *("bases/tokenizer", "bases/new"),
+    *(f"adapters/{task}/{name}" for task in TASKS for name in ("new", "reseeded")),
+)
 """Stages that both kinds of a seed have in common."""
 REFERENCES = {"choose": ("old", "new"), "proof": ("old", "new", "reseeded", "gated")}
 

@@ -347,3 +347,21 @@ def test_an_old_teacher_that_says_what_the_student_says_pulls_nowhere() -> None:
     assert total.item() == pytest.approx(0, abs=1e-5)
     assert moved.grad is not None
     assert moved.grad.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("settings", "fit", "times"), [({}, 3, 1), ({}, 1, 2), ({"emphasis": "old_likelihood"}, 3, 2)])
+def test_the_student_is_read_once_where_chunks_fit_into_the_rows_at_a_time(
+    settings: dict[str, Any], fit: int, times: int
+) -> None:
+    """Chunks of two tokens; an emphasis that reads whole texts has to know all rows before the first."""
+    student = Fixed(said(0, texts=1))
+    labels = torch.arange(student.said.shape[1])[None] % V
+    targets = labels.shape[1] - 1
+    chunk = torch.arange(targets) // 2
+    count = int(chunk.max()) + 1
+    teacher = ChunkTeacher([0, targets], chunk, -torch.rand(count), torch.ones(count).bool())
+    batch = {"labels": labels, "index": torch.tensor([0])}
+    objective = compatibility(teacher, Fixed(said(1, texts=1)), AlignmentSettings(**settings))
+    with chunks_of(fit):
+        objective(batch)(student.said.clone().requires_grad_(), Head(student.hear))
+    assert sum(student.asked) == times * targets

@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager  # noqa: F401  # first, since it is what t
 from msgspec import structs
 from rich.console import Console
 from torch import Tensor, nn
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from muscle.demo.bases import build_tokenizer
 from muscle.errors import MuscleError
@@ -29,10 +29,12 @@ from muscle.update.estimate.inputs import SAMPLE, Inputs, is_taught
 from muscle.update.estimate.memory import Bytes
 from muscle.update.lora import add_adapter
 from muscle.update.models import load_base
+from muscle.update.old_teachers import read_likelihoods
 from muscle.update.pipeline import CHECKPOINTS, Report, Stage
 from muscle.update.plan import Plan
 from muscle.update.recipe import Base, EvaluationSettings, LoraSettings, Recipe, Side, TaskSettings, TrainingSettings
 from muscle.update.recipe_file import read_recipe
+from muscle.update.scratch import train_tokenizer
 from muscle.update.teacher_cache import Texts, compute_states
 from muscle.update.tokenized import PaddingCollator, TokenizedExamples
 
@@ -165,6 +167,61 @@ def test_base_and_kept_states_have_the_predicted_bytes(plan: list[Stage], world:
     texts = counts.texts(stage)
     # the first token of a text is no target
     assert memory.cache_bytes(stage, counts, "old", texts) == states.rows.nbytes
+
+
+@pytest.fixture(scope="module")
+def retokenized(recipe: Recipe, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """The recipe with an old base that reads bytes and pieces of words; its weights are not there."""
+    folder = tmp_path_factory.mktemp("pieces")
+    tokenizer = train_tokenizer((world / "tasks/scenes/train.jsonl").read_text().splitlines(), 330)
+    tokenizer.save_pretrained(folder)
+    config = AutoConfig.from_pretrained(world / "v1")
+    config.vocab_size = len(tokenizer)
+    config.save_pretrained(folder)
+    return structs.replace(recipe, old=Side(base=str(folder)))
+
+
+def _aligned(recipe: Recipe, work: Path, **alignment: Any) -> tuple[Stage, Inputs]:
+    plan = Plan(structs.replace(recipe, alignment=AlignmentSettings(**alignment))).stages()
+    return _stage(plan, "adapters/sums/muscle"), _inputs(plan, work)
+
+
+def test_an_old_teacher_with_another_tokenizer_leaves_likelihoods_of_its_own_tokens(
+    recipe: Recipe, retokenized: Recipe, tmp_path: Path
+) -> None:
+    stage, inputs = _aligned(retokenized, tmp_path)
+    assert _inputs([stage], tmp_path).texts(_stage(Plan(recipe).stages(), stage.name)).old_targets is None
+    folder = Path(stage.settings["old"]["base"]["base"])
+    rows = stages.task_of(stage.settings["task"], None).examples("training")
+    theirs = Texts(TokenizedExamples(rows, AutoTokenizer.from_pretrained(folder)), PaddingCollator(0))
+    network = LlamaForCausalLM(AutoConfig.from_pretrained(folder))
+    said = read_likelihoods(network, theirs, torch.zeros(0, dtype=torch.bool), None, lambda *_: None)
+    kept = sum(each.nbytes for each in vars(said).values())
+    assert memory.cache_bytes(stage, inputs, "old", inputs.texts(stage)) == kept
+    stage, inputs = _aligned(retokenized, tmp_path, across="shared")
+    states = compute_states(network, theirs, "auto", None, lambda *_: None)
+    assert memory.cache_bytes(stage, inputs, "old", inputs.texts(stage)) == states.rows.nbytes
+    # named, it goes that way with one tokenizer as well
+    stage, inputs = _aligned(recipe, tmp_path, across="texts")
+    assert memory.cache_bytes(stage, inputs, "old", inputs.texts(stage)) == 9 * inputs.texts(stage).targets
+
+
+def test_an_old_teacher_with_another_tokenizer_is_gone_before_training(
+    recipe: Recipe, retokenized: Recipe, tmp_path: Path
+) -> None:
+    found = {}
+    for cache in ("memory", "disk", "off"):
+        stage, inputs = _aligned(retokenized, tmp_path, teacher_cache=cache)
+        found[cache] = forecast.bytes_of(stage, inputs)
+    kept = memory.cache_bytes(stage, inputs, "old", inputs.texts(stage))
+    new = memory.cache_bytes(stage, inputs, "new", inputs.texts(stage))
+    assert [found[cache].host for cache in found] == [kept + new, 0, kept]
+    for cache, less in (("memory", memory.head_bytes), ("off", memory._loaded)):  # without the old head, the old model
+        same = _aligned(recipe, tmp_path, teacher_cache=cache)
+        assert forecast.bytes_of(*same).memory - found[cache].memory == less(*same, "old"), cache
+    rates = probe.probe(stage, inputs)  # in which the old teacher reads, teachers off or not
+    assert rates.per_text > 0
+    assert probe.teachers(stage, inputs) == ("old",)
 
 
 @pytest.mark.parametrize("lora", [LORA, None])

@@ -254,8 +254,24 @@ def test_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(MuscleError, match="belongs to the old log"):
         show(update_frontier(run), monkeypatch, logs, html=log)
     assert log.read_bytes() == kept
-    with pytest.raises(MuscleError, match="cannot be written"):
-        show(update_frontier(run), monkeypatch, logs, svg=tmp_path / "nowhere" / "plane.svg")
+
+
+@pytest.mark.parametrize("kind", ["html", "svg"])
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        ("nowhere/plane", r"nowhere/plane: cannot be written \(No such file or directory\); check the folder"),
+        ("run/run.json/plane", r"run/run.json/plane: cannot be written \(Not a directory\); check the folder"),
+        ("run", r"run: is a folder; name a file"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, place: str, problem: str
+) -> None:
+    run = write_run(tmp_path / "run", {"methods": {}, "controls": []}, {"piqa/old": choices("01")})
+    monkeypatch.setattr(frontier, "run_pipeline", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(MuscleError, match=problem):
+        run_frontier(update_frontier(run), [0.5], [], "test", 1, Console(), **{kind: tmp_path / place})  # type: ignore[arg-type]
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
@@ -263,10 +279,15 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     assert shown.returncode == 2
     assert shown.stderr.startswith(f"error: {tmp_path / 'run.json'}: cannot be read")
     assert len(shown.stderr.splitlines()) == 1
-    write_run(tmp_path / "run", {}, {})
+    run = write_run(tmp_path / "run", {}, {})
     wrong = muscle("frontier", tmp_path / "run", "--points", "0,2")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "error: --points: 2 must be a share" in wrong.stderr
+    record = run / "run.json"
+    record.write_bytes(record.read_bytes().replace(b"models/v1", b"models/\xff"))
+    damaged = muscle("frontier", run)
+    assert (damaged.returncode, damaged.stderr.count("\n")) == (2, 1)
+    assert damaged.stderr.startswith(f"error: {record}: no recipe of this version ('utf-8' codec")
 
 
 def test_a_run_keeps_its_own_stages_and_a_second_call_does_nothing(world: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from muscle.errors import MuscleError
 from muscle.update import losses
 from muscle.update.alignment_settings import AlignmentSettings, EmphasisName, WeightName
-from muscle.update.heads import Head
 from muscle.update.comparison import Aims, Scales
+from muscle.update.heads import Head
 from muscle.update.objectives import Compatibility, Objective, compatibility, task_objective
 from muscle.update.rows import Outcome
 from muscle.update.tokenized import IGNORED

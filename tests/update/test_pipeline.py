@@ -10,7 +10,8 @@ from filelock import FileLock
 from rich.console import Console
 
 from muscle.errors import MuscleError
-from muscle.update.pipeline import Stage, fingerprint, pipeline_status, run_pipeline
+from muscle.update.pipeline import Stage, fingerprint, pipeline_status
+from muscle.update.workers import run_pipeline
 from tests.update import steps
 
 LEFT = Stage("parts/left", steps.write, {"text": "a"})

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,19 @@ def test_searches_that_cannot_be(given: dict[str, Any], message: str) -> None:
     with pytest.raises(MuscleError) as error:
         make_recipe(MINIMAL | given)
     assert str(error.value) == f"the recipe: {message}"
+
+
+@pytest.mark.parametrize("key", ["budget", "floor", "old_shares", "ce_shares", "lengths"])
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+def test_numbers_of_a_search_are_finite(key: str, value: str, tmp_path: Path) -> None:
+    value = f"[{value}]" if key.endswith("s") else value
+    refused = rf": methods\.auto\.search\.{key}(\[0\])?: expected `float` [<>]= [-0-9.]+; correct it$"
+    file = written(tmp_path, WHOLE.replace("methods:\n", f"methods:\n  auto:\n    search:\n      {key}: {value}\n"))
+    with pytest.raises(MuscleError, match=rf"recipe\.yaml:\d+{refused}"):
+        read_recipe(file)
+    override = f"methods.auto.search.{key}={value}"
+    with pytest.raises(MuscleError, match=f"^--set {re.escape(override)}{refused}"):
+        make_recipe(MINIMAL, [override])
 
 
 def test_groups_are_merged_from_general_to_special(tmp_path: Path) -> None:

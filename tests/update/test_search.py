@@ -417,6 +417,18 @@ def test_what_is_trained_alike_is_trained_once(trainings: Trainings, tmp_path: P
     ]
 
 
+@pytest.mark.parametrize("key", ["old_shares", "ce_shares"])
+def test_without_mixtures_the_alignment_as_given_is_left(trainings: Trainings, tmp_path: Path, key: str) -> None:
+    record = trainings.search(tmp_path, **{key: ()})
+    assert [(trial["name"], trial["length"]) for trial in record["trials"]] == [
+        ("as given", 0.25),
+        ("as given", 0.5),
+        ("as given", 1.0),
+    ]
+    assert record["budget_used"] <= 4
+    assert record["chosen"] is not None
+
+
 def test_a_trial_that_diverges_is_passed_over(trainings: Trainings, tmp_path: Path) -> None:
     trainings.diverging = (0.8,)
     record = trainings.search(tmp_path)

@@ -16,8 +16,8 @@ from muscle.errors import MuscleError
 from muscle.update.distributed import SharedLoader
 from muscle.update.heads import Head
 from muscle.update.objectives import Read, task_objective
-from muscle.update.rows import Outcome
 from muscle.update.recipe import TrainingSettings
+from muscle.update.rows import Outcome
 from muscle.update.trainer import mean_cross_entropy, outcome, train
 
 from .training_world import COLLATOR, TRAINING, VALIDATION, Texts, compatibility, run, student, weights

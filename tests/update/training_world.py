@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from muscle.update.heads import Head, read_states
 from muscle.update.comparison import Aims
+from muscle.update.heads import Head, read_states
 from muscle.update.objectives import Compatibility, Objective, task_objective
 from muscle.update.recipe import TrainingSettings
 from muscle.update.tokenized import IGNORED, PaddingCollator

@@ -13,9 +13,9 @@ from muscle.demo.table import meaning, print_rows, table_rows, write_rows
 from muscle.errors import MuscleError
 from muscle.measure.report.terminal import say
 from muscle.update.estimate import print_estimate
-from muscle.update.pipeline import run_pipeline
 from muscle.update.report.frontier import Run
 from muscle.update.report.search import SEARCH
+from muscle.update.workers import run_pipeline
 
 RECORD = "demo.json"
 """File of a run's folder that says what is run there."""

@@ -7,6 +7,7 @@ tokens that both have alone, its distribution can be put into the student's toke
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,14 +18,14 @@ from muscle.update.comparison import Comparison, Heard
 from muscle.update.heads import Head
 from muscle.update.losses import Aim, chunks, loss_of_rows
 from muscle.update.rows import ChunkRows, TranslatedRows
-from muscle.update.weights import model_facts
+from muscle.update.weights import WHOLE, model_facts
 
 LEAST = 1e-6
-"""Nats: what is likelier counts as just so likely, since float32 knows no difference and the limit of ALM is a ratio."""
+"""Nats: what is likelier counts as just so likely. Float32 knows no difference, and the limit of ALM is a ratio."""
 
 
 def likelihood_matching(student: Tensor, teacher: Tensor, tau: float | None) -> Tensor:
-    """tau KL(Bernoulli(e^(l_T / tau)) || Bernoulli(e^(l_S / tau))) of each chunk (ALM, arXiv 2503.20083).
+    """Tau KL(Bernoulli(e^(l_T / tau)) || Bernoulli(e^(l_S / tau))) of each chunk (ALM, arXiv 2503.20083).
 
     For large tau it is l_T - l_S + l_T ln(l_S / l_T), which adds up over chunks as log-likelihoods do. With tau = 1 it
     is the part of the chunk's divergence that the gold text alone tells, and never more than it.
@@ -74,89 +75,122 @@ class ChunkComparison(Comparison):
 
     def _tokens(self, states: Tensor, head: Head, shared: int) -> tuple[Tensor, dict[str, Tensor]]:
         aims, gold = self.aims, self.targets.gold
-        facts = self._chunk_facts(states, head, shared)
-        w_chunk, r_chunk = self._weigh(facts, slice(None))
-        times = w_chunk if r_chunk is None else w_chunk * r_chunk
-        share = aims.divergence_share / aims.temperature**2
-        ours, theirs, tau = facts["student_gold"], self.said.likelihood, aims.chunk_temperature
-        matching = likelihood_matching(ours, theirs, tau)
-        slope = self._of_rows(share * times * matching_slope(ours, theirs, tau), 0.0)
-        w = self._of_rows(w_chunk, 0.0)
-        r = self._of_rows(r_chunk, 1.0) if r_chunk is not None else torch.ones_like(w)
-        rest, ce_share = 1 - w, self._ce_share()
-        if not self.new:
-            rest = torch.zeros_like(w)
+        share, ce_share = aims.divergence_share / aims.temperature**2, self._ce_share()
+        slices = None if aims.reads & WHOLE else self._whole_chunks([*chunks(states, shared)])
+        ahead = self._judged(self._all_facts(states, head, shared), slice(None)) if slices is None else None
 
         def take(logits: Tensor, rows: slice) -> Aim:
+            noted = (
+                self._judged(self._row_facts(logits, rows, shared), rows)
+                if ahead is None
+                else {name: column[rows] for name, column in ahead.items()}
+            )
             ce = ce_share[rows] if isinstance(ce_share, Tensor) else ce_share
-            noted = {"token_accuracy": (logits.argmax(-1) == gold[rows]).float(), "aligned_to_old": w[rows]}
+            rest, heard = noted["rest"], bool(noted["rest"].any())
+            noted |= {"token_accuracy": (logits.argmax(-1) == gold[rows]).float()}
             return Aim(
                 gold[rows],
-                ce_share=ce - slope[rows],
-                teacher=self._new_teacher(rest[rows], rows, shared) if rest.any() else None,
+                ce_share=ce - share * noted["slope"],
+                teacher=self._new_teacher(rest, rows, shared) if heard else None,
                 distance=aims.distance,
-                distance_share=aims.divergence_share * rest[rows] * r[rows],
+                distance_share=aims.divergence_share * rest * noted["times"],
                 temperature=aims.temperature,
-                noted=noted,
+                noted=noted if heard else noted | {"distance": torch.zeros_like(rest)},
             )
 
-        total, by_row = loss_of_rows(states, head, take)
-        known = (share * times * matching).sum() + (slope * by_row["cross_entropy"]).sum()
-        towards_new = rest * by_row.pop("distance", torch.zeros_like(w))
-        return total + known.detach(), by_row | {"old_divergence": w_chunk * matching, "new_divergence": towards_new}
+        total, by_row = loss_of_rows(states, head, take, slices)
+        slope, rest, times = (by_row.pop(name) for name in ("slope", "rest", "times"))
+        known = share * (times * by_row["old_divergence"] + slope * by_row["cross_entropy"]).sum()
+        return total + known.detach(), by_row | {"new_divergence": rest * by_row.pop("distance")}
 
     @torch.no_grad()
     def _totals(self, states: Tensor, head: Head, shared: int) -> tuple[Tensor, Tensor, Tensor]:
-        facts = self._chunk_facts(states, head, shared, new=self.new is not None)
+        found = self._all_facts(states, head, shared, new=self.new is not None)
+        facts = self._chunk_facts(found, self.said, slice(None))
         w, _ = self._weigh(facts, slice(None))
         teacher = w * self.said.likelihood
         if self.new:
             teacher = teacher + (1 - w) * facts["new_gold"]
-        return facts["student_gold"], teacher, self._of_rows(w, 0.0)
+        return facts["student_gold"], teacher, self.said.of_rows(w, 0.0)
+
+    def _whole_chunks(self, slices: list[slice]) -> list[slice] | None:
+        """Slices of the rows as long as these at most, that cut no chunk in two; None where a chunk is longer."""
+        chunk, size, found = self.said.chunk, slices[0].stop, list[slice]()
+        if not len(chunk):
+            return slices
+        until = chunk.cummax(0).values
+        since = torch.where(chunk < 0, len(chunk), chunk).flip(0).cummin(0).values.flip(0)
+        ends = [0, *((until[:-1] < since[1:]).nonzero()[:, 0] + 1).tolist(), len(chunk)]
+        while not found or found[-1].stop < len(chunk):
+            start = found[-1].stop if found else 0
+            stop = ends[bisect_right(ends, start + size) - 1]
+            if stop == start:
+                return None
+            found.append(slice(start, stop))
+        return found
+
+    def _judged(self, found: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+        """Of rows that hold their chunks whole, by what models say of them: each (c,), as `_tokens` reads them.
+
+        The chunk's w as `aligned_to_old`, the new teacher's `rest`, r as `times`, and w r times the `slope` of the
+        chunk's loss; and at the first row of a chunk its `old_divergence`.
+        """
+        said, aims = self.said.part(rows), self.aims
+        facts = self._chunk_facts(found, said, rows)
+        w_chunk, r_chunk = self._weigh(facts, rows)
+        ours, theirs, tau = facts["student_gold"], said.likelihood, aims.chunk_temperature
+        slope = w_chunk * matching_slope(ours, theirs, tau)
+        w, times = said.of_rows(w_chunk, 0.0), torch.ones_like(found["student_gold"])
+        if r_chunk is not None:
+            slope, times = slope * r_chunk, said.of_rows(r_chunk, 1.0)
+        divergence = (w_chunk * likelihood_matching(ours, theirs, tau)).to(ours.dtype)
+        return {
+            "aligned_to_old": w,
+            "rest": 1 - w if self.new else torch.zeros_like(w),
+            "times": times,
+            "slope": said.of_rows(slope, 0.0),
+            "old_divergence": ours.new_zeros(len(w)).index_copy(0, said.first, divergence),
+        }
 
     @torch.no_grad()
-    def _chunk_facts(self, states: Tensor, head: Head, shared: int, new: bool = False) -> dict[str, Tensor]:
-        """What weights may read, of chunks in place of rows: likelihoods of the whole, and 0 for the right token.
+    def _all_facts(self, states: Tensor, head: Head, shared: int, new: bool = False) -> dict[str, Tensor]:
+        """`_row_facts` of all rows, before the first of them is learnt from."""
+        found = [self._row_facts(head(states[rows]), rows, shared, new) for rows in chunks(states, shared)]
+        return {name: torch.cat([facts[name] for facts in found]) for name in found[0]}
+
+    def _row_facts(self, logits: Tensor, rows: slice, shared: int, new: bool = False) -> dict[str, Tensor]:
+        """What models say of some rows: the student's likelihood, and what weights read.
 
         Args:
-            states: Of the student.
-            head: Of the student.
+            logits: Of the student.
+            rows: Which.
             shared: Rows of the vocabulary that student and new teacher have.
             new: Whether the new teacher's likelihoods are needed whatever the weights read.
         """
-        targets, count = self.targets, len(self.said.likelihood)
-        found: list[dict[str, Tensor]] = []
-        for rows in chunks(states, shared):
-            gold, student = targets.gold[rows], head(states[rows])
-            facts = model_facts("student", student, gold, frozenset({"student_gold"}))
-            facts |= model_facts("student", student[:, :shared], gold, self.aims.reads & {"student_top"})
-            if read := (self.aims.reads | ({"new_gold"} if new else set())) & {"new_top", "new_gold"}:
-                assert self.new
-                facts |= model_facts("new", self.new.logits(rows)[:, :shared], gold, read)
-            found.append(facts)
-        inside = self.said.chunk >= 0
-        chunk = self.said.chunk[inside]
-        whole = {"targets": chunk.new_zeros(count), "old_gold": self.said.likelihood}
-        whole["old_top"] = self.said.right.long() - 1
-        for name in found[0]:
-            column = torch.cat([facts[name] for facts in found])
+        gold, reads = self.targets.gold[rows], self.aims.reads
+        facts = model_facts("student", logits, gold, frozenset({"student_gold"}))
+        facts |= model_facts("student", logits[:, :shared], gold, reads & {"student_top"})
+        if read := (reads | ({"new_gold"} if new else set())) & {"new_top", "new_gold"}:
+            assert self.new
+            facts |= model_facts("new", self.new.logits(rows)[:, :shared], gold, read)
+        return facts
+
+    def _chunk_facts(self, found: Mapping[str, Tensor], said: ChunkRows, rows: slice) -> dict[str, Tensor]:
+        """What weights may read, of chunks in place of rows: likelihoods of the whole, and 0 for the right token."""
+        count, inside = len(said.likelihood), said.chunk >= 0
+        chunk = said.chunk[inside]
+        whole = {"targets": chunk.new_zeros(count), "old_gold": said.likelihood}
+        whole["old_top"] = said.right.long() - 1
+        for name, column in found.items():
             if name.endswith("_top"):
-                wrong = (column != targets.gold).float()
+                wrong = (column != self.targets.gold[rows]).float()
                 whole[name] = -(wrong.new_zeros(count).index_add(0, chunk, wrong[inside]) > 0).long()
             else:
                 whole[name] = column.new_zeros(count).index_add(0, chunk, column[inside])
         for name in ("sequence", "item", "right"):
-            column = targets.facts[name]
+            column = self.targets.facts[name][rows]
             whole[name] = column.new_zeros(count).scatter_(0, chunk, column[inside])
         return whole
-
-    def _of_rows(self, numbers: Tensor, outside: float) -> Tensor:
-        """Each row's of its chunk, (n,)."""
-        chunk = self.said.chunk
-        inside = chunk >= 0
-        found = numbers.new_full((len(chunk),), outside)
-        found[inside] = numbers[chunk[inside]]
-        return found
 
     def _new_teacher(self, rest: Tensor, rows: slice, shared: int) -> Tensor:
         """Logits (c, S) of the new teacher, asked only where it has a say."""

@@ -75,8 +75,8 @@ def train_compatibility_adapter(
     The old model's body is gone before the new base is loaded, unless its teacher is to run beside the student.
 
     Args:
-        old: The old task model. None where nothing reads it: not the weight, nor the selection by flips, nor the answers
-            to inputs without labels.
+        old: The old task model. None where nothing reads it: not the weight, nor the selection by flips, nor the
+            answers to inputs without labels.
         new: The new task model; training starts from its adapter, or from a fresh one if it was fine-tuned whole.
         task: Its training split is learnt from, and the inputs without labels that it names.
         alignment: What to learn from. Without a weight no teacher is read: plain cross-entropy on gold texts, the

@@ -35,15 +35,15 @@ KNOWN_METHODS: Mapping[str, Mapping[str, Any]] = {"auto": {"search": {}}, "muscl
 class SearchSettings(Settings, frozen=True, kw_only=True):
     """How `--method auto` chooses a compatibility adapter on the validation items."""
 
-    budget: Annotated[float, msgspec.Meta(ge=1)] = 4.0
+    budget: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = 4.0
     """Training tokens of the whole search, in units of one alignment with the settings at hand on gold texts. The
     alignment as given is the last candidate, which a small budget does not reach."""
     aim: Literal["nfr", "relative_nfr"] = "nfr"
     """What is to be small: the negative flip rate, or that in proportion to what independent errors would give."""
-    floor: float = 1.0
+    floor: Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)] = 1.0
     """By how many standard errors of the paired difference the accuracy may lie below the new task model's."""
     old_shares: tuple[Share, ...] = (0.8, 0.6, 0.4, 1.0)
-    """Candidates of old_share."""
+    """Candidates of old_share. Without any, only the alignment as given is left; so it is without ce_shares."""
     ce_shares: tuple[Share, ...] = (0.0, 0.3)
     """Candidates of ce_share."""
     lengths: tuple[Share, ...] = (0.25, 0.5, 1.0)
@@ -75,10 +75,10 @@ class AlignmentSettings(Settings, frozen=True, kw_only=True):
     """beta of the emphasis focal: the distance counts 1 + beta times where the old model is right."""
     across: Across | None = None
     """How an old model with another tokenizer is heard. likelihood: by how likely it finds stretches of text between
-    boundaries that both tokenizations have (ALM); texts: by how likely it finds each whole text; on tokens that both
-    have alone, shared: by its probabilities of tokens that both vocabularies hold, projected: of all tokens, each as the
-    student would begin it, ranks: by sorted probabilities (ULD). null: likelihood if the tokenizers differ on any text,
-    and token by token if they do not."""
+    boundaries that both tokenizations have (ALM); texts: by how likely it finds each whole text; and, on tokens that
+    both have alone, shared: by its probabilities of tokens that both vocabularies hold, projected: of all tokens, each
+    as the student would begin it, ranks: by sorted probabilities (ULD). null: likelihood if the tokenizers differ on
+    any text, and token by token if they do not."""
     chunk_temperature: Positive | None = 100.0
     """tau of ALM, which compares likelihoods to the power 1/tau; null: its limit."""
     boundary_threshold: Share = 0.1
@@ -123,8 +123,8 @@ MATCHED = ("likelihood", "texts")
 TRANSLATED = ("shared", "projected", "ranks")
 """Those that put distributions over tokens into other tokens."""
 LOGITS_ACROSS = (
-    "distance: logits compares tokens, and an old model with another tokenizer is heard by likelihoods; set distance to "
-    "divergence, or across to shared or projected"
+    "distance: logits compares tokens, and an old model with another tokenizer is heard by likelihoods; set distance "
+    "to divergence, or across to shared or projected"
 )
 
 

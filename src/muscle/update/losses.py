@@ -6,7 +6,7 @@ computed in float32 at least, whatever the logits are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -113,7 +113,9 @@ Take = Callable[[Tensor, slice], Aim]
 """Student's logits of some rows (c, V), and which rows these are -> what they are drawn to."""
 
 
-def loss_of_rows(states: Tensor, head: Callable[[Tensor], Tensor], take: Take) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_of_rows(
+    states: Tensor, head: Callable[[Tensor], Tensor], take: Take, slices: Sequence[slice] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy and distance from a teacher, each times its share, summed over rows, chunk by chunk.
 
     One product with the head makes a chunk's logits, and another one their gradient's way back to the hidden states,
@@ -124,6 +126,7 @@ def loss_of_rows(states: Tensor, head: Callable[[Tensor], Tensor], take: Take) -
             process of a group takes part in the backward pass.
         head: Makes logits (c, V) of hidden states (c, H).
         take: Called for each chunk once (again in the backward pass if the head is trained), without gradient.
+        slices: The chunks, in order and one at least; None: those of `chunks`.
 
     Returns:
         Sum in nats; by name, without a graph and each (n,): `cross_entropy`, `distance` if there are teachers, and
@@ -132,15 +135,16 @@ def loss_of_rows(states: Tensor, head: Callable[[Tensor], Tensor], take: Take) -
     learns = torch.is_grad_enabled()
     columns: list[dict[str, Tensor]] = []
     probe = head(states[:0].detach())
+    slices = [*chunks(states, probe.shape[-1])] if slices is None else slices
     if learns and probe.requires_grad:
         totals = []
-        for rows in chunks(states, probe.shape[-1]):
+        for rows in slices:
             total, noted = checkpoint(_differentiable, states[rows], head, take, rows, use_reentrant=False)
             totals.append(total)
             columns.append(noted)
         return torch.stack(totals).sum(), _joined(columns)
     gradients = []
-    for rows in chunks(states, probe.shape[-1]):
+    for rows in slices:
         part = states[rows].detach().requires_grad_(learns)
         logits = head(part)
         with torch.no_grad(), torch.autocast(states.device.type, enabled=False):

@@ -42,6 +42,10 @@ def task_objective(batch: Mapping[str, Tensor]) -> Read:
     return read
 
 
+ONE = Scales()
+"""Of a training set of gold texts."""
+
+
 @dataclass(frozen=True)
 class Compatibility:
     """What `Aims` say, with the teachers that are asked."""
@@ -78,7 +82,7 @@ def compatibility(
     old: Teacher | ChunkTeacher | TranslatedTeacher | None,
     new: Teacher | None,
     settings: AlignmentSettings,
-    scales: Scales = Scales(),
+    scales: Scales = ONE,
 ) -> Compatibility:
     """The objective that the settings describe, which must name a weight: without one there is nothing to ask teachers.
 

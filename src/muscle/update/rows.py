@@ -107,6 +107,29 @@ class ChunkRows:
     right: Tensor
     """Whether each of the teacher's tokens there is its most likely one, bool (c,)."""
 
+    def part(self, rows: slice) -> ChunkRows:
+        """Of some rows, their chunks numbered anew."""
+        chunk = self.chunk[rows]
+        inside = chunk >= 0
+        # those of a text follow each other, so that where the number changes the next chunk begins
+        numbers, local = torch.unique_consecutive(chunk[inside], return_inverse=True)
+        return ChunkRows(
+            torch.full_like(chunk, -1).masked_scatter(inside, local), self.likelihood[numbers], self.right[numbers]
+        )
+
+    @property
+    def first(self) -> Tensor:
+        """The first row of each chunk, (c,)."""
+        numbers = torch.arange(len(self.likelihood), device=self.chunk.device)
+        return torch.searchsorted(self.chunk.cummax(0).values, numbers)
+
+    def of_rows(self, numbers: Tensor, outside: float) -> Tensor:
+        """Each row's of its chunk, (n,), of numbers (c,)."""
+        inside = self.chunk >= 0
+        found = numbers.new_full((len(self.chunk),), outside)
+        found[inside] = numbers[self.chunk[inside]]
+        return found
+
 
 @dataclass(frozen=True)
 class TranslatedRows:

@@ -15,7 +15,7 @@ from muscle import __version__
 from muscle.errors import MuscleError
 from muscle.measure.report.terminal import new_table, say
 from muscle.update.estimate import check_weights, print_estimate
-from muscle.update.pipeline import Outdated, pipeline_status, run_pipeline
+from muscle.update.pipeline import pipeline_status
 from muscle.update.plan import Plan
 from muscle.update.provenance import digest
 from muscle.update.recipe import Recipe, Scratch, Side, TokenizerKind, split_revision
@@ -23,6 +23,7 @@ from muscle.update.report.search import SEARCH
 from muscle.update.report.study import RECORD, collect, recipe_of
 from muscle.update.report.tables import print_tables
 from muscle.update.settings import merged
+from muscle.update.workers import Outdated, run_pipeline
 
 
 def run_update(

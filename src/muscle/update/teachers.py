@@ -161,7 +161,7 @@ class Teachers:
         return self._folders.get(side)
 
     def old(self) -> Teacher | None:
-        """The old task model, None if it is never read; of a cached one, body and adapter are freed before this returns.
+        """The old task model, None if never read; of a cached one, body and adapter are freed before this returns.
 
         Raises:
             MuscleError: The model cannot be loaded, or its states not be kept.

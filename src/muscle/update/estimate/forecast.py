@@ -209,7 +209,9 @@ def _measured(inputs: Inputs, missing: Sequence[Stage], each: Each) -> tuple[dic
         reads = (reader for reader in inputs.plan if stage.name in reader.inputs.values())
         stand_in = next(reads) if stage.function is stages.teach else stage
         keys[stage.name] = name = key(stand_in, inputs)
-        if name not in chosen or len(teachers(stand_in)) > len(teachers(chosen[name])):  # who reads most tells most
+        if name not in chosen or len(teachers(stand_in, inputs)) > len(
+            teachers(chosen[name], inputs)
+        ):  # who reads most tells most
             chosen[name] = stand_in
     probes = [(stage, depth) for stage in chosen.values() for depth in _depths(stage, inputs)]
     results = list(each(partial(_probe, inputs), probes, "stages in miniature"))
@@ -241,7 +243,7 @@ def _cost(stage: Stage, rates: Rates | None, size: Bytes, inputs: Inputs) -> Cos
     settings, seconds, rows = stage.settings, rates.setup, 0
     if is_taught(stage):
         texts = inputs.texts(stage)
-        asked = sum(f"{side}_states" not in stage.inputs for side in teachers(stage))
+        asked = sum(f"{side}_states" not in stage.inputs for side in teachers(stage, inputs))
         seconds += texts.opening + texts.preparing + asked * texts.training * rates.per_text
         if stage.function in TRAINING:
             trained, rows = _training(settings["training"], texts, rates)

@@ -22,7 +22,7 @@ from peft import PeftConfig
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from muscle.update import stages
-from muscle.update.alignment_settings import AlignmentSettings
+from muscle.update.alignment_settings import Across, AlignmentSettings
 from muscle.update.answers import all_choices
 from muscle.update.estimate.shapes import build, config_of, countable, cut, on_meta
 from muscle.update.load_errors import explained
@@ -56,6 +56,8 @@ class Texts:
     """Seconds until the task is there."""
     preparing: float
     """Seconds until its texts are rendered and tokenized."""
+    old_targets: int | None = None
+    """Targets in the tokens of an old teacher that is heard across tokenizers; None where none is."""
 
     @property
     def mean(self) -> float:
@@ -122,9 +124,14 @@ class Inputs:
         if texts:
             task["settings"]["num_fewshot"] = 0  # no training text has shots
         rest = [_tokens(stage), *_texts_of(stage)] if texts else [settings["split"], settings["evaluation"]["limit"]]
-        file = Path(self._source(stage, student(stage))) / "tokenizer.json"  # which both bases from scratch may share
-        tokenizer = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else str(file.parent)
-        return json.dumps([texts, task, stage.inputs.get("tasks_folder"), rest, tokenizer])
+        tokenizers, across = dict.fromkeys([self._tokenizer_key(stage, student(stage))]), None
+        if reads_old(stage):
+            tokenizers[self._tokenizer_key(stage, "old")], across = None, _named_across(stage)
+        return json.dumps([texts, task, stage.inputs.get("tasks_folder"), rest, across, *tokenizers])
+
+    def _tokenizer_key(self, stage: Stage, side: str) -> str:
+        file = Path(self._source(stage, side)) / "tokenizer.json"  # which both bases from scratch may share
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else str(file.parent)
 
     def count(self, stage: Stage) -> Texts | Items:
         """The texts of a stage that is taught, the items of an evaluation; counted once."""
@@ -160,6 +167,7 @@ class Inputs:
             every = all_choices(task.unlabelled(tokenizer))
             rows[0].extend(every if kind == "choices" else {example.item: example for example in every}.values())
         training, held_out = (TokenizedExamples(each, tokenizer, _tokens(stage)) for each in rows)
+        old_targets = self._old_targets(stage, training)
         prepared = time.perf_counter()
         return Texts(
             training=len(training),
@@ -170,7 +178,15 @@ class Inputs:
             longest=max(map(len, [*training.ids, *held_out.ids]), default=1),
             opening=opened - started,
             preparing=prepared - opened,
+            old_targets=old_targets,
         )
+
+    def _old_targets(self, stage: Stage, training: TokenizedExamples) -> int | None:
+        """Of the same texts, if the old teacher's tokenizer is another one by them; in the student's chat template."""
+        if not reads_old(stage):
+            return None
+        theirs = TokenizedExamples(training.rows, load_tokenizer(self.base(stage, "old")), _tokens(stage))
+        return sum(theirs.targets) if _named_across(stage) or theirs.ids != training.ids else None
 
     def _count_items(self, stage: Stage) -> Items:
         key = json.dumps(stage.settings["task"])
@@ -329,6 +345,22 @@ def alignment_of(stage: Stage) -> AlignmentSettings:
     gold = {"search": None, "texts": "gold", "unlabelled": False, "level": "token", "weight": "mixture"}
     gold["teacher_cache"] = "off" if settings.teacher_cache == "off" else "disk"  # which all its trials share
     return merged(settings, gold) if settings.search else settings
+
+
+def reads_old(stage: Stage) -> bool:
+    """Whether an old teacher says something of the training texts."""
+    return "old" in stage.settings and (stage.function is stages.teach or "old" in alignment_of(stage).teachers)
+
+
+def across_of(stage: Stage, texts: Texts | None) -> Across | None:
+    """How an old teacher is heard whose tokenizer is another one; None: token by token, or nobody has counted."""
+    differs = texts is not None and texts.old_targets is not None
+    return (_named_across(stage) if reads_old(stage) else None) or ("likelihood" if differs else None)
+
+
+def _named_across(stage: Stage) -> Across | None:
+    found: Across | None = stage.settings.get("across") or alignment_of(stage).across
+    return found
 
 
 def texts_per_batch(stage: Stage, texts: Texts) -> int:

@@ -12,6 +12,9 @@ Pretraining has A = P and no base beside. A compatibility adapter adds, by the t
     disk                            the same on disk, mapped; the old one's head
     off                             the old one's base and adapter, P b + 4 A, and 4 A of the new one's
 
+An old teacher with another tokenizer is never off, and leaves what it says of the targets in its own tokens: 9 bytes of
+each where likelihoods are compared, and no head; else states as above.
+
 The old model's body is gone before the student is loaded, and the new one is the student itself. Evaluation takes
 P b + 4 A, keys and values of the positions that are read at once, what a layer makes of them, and some logits. All that
 on top of what Python and the libraries take.
@@ -19,7 +22,7 @@ on top of what Python and the libraries take.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,10 +31,12 @@ from msgspec import convert
 from transformers import PretrainedConfig
 
 from muscle.update import stages
+from muscle.update.alignment_settings import MATCHED
 from muscle.update.estimate.inputs import (
     Inputs,
     Items,
     Texts,
+    across_of,
     alignment_of,
     sides_of,
     texts_per_batch,
@@ -41,11 +46,14 @@ from muscle.update.losses import LEAST_ROWS, LOGITS_AT_A_TIME
 from muscle.update.packed import LOGITS, TOKENS
 from muscle.update.pipeline import Stage
 from muscle.update.recipe import LoraSettings
+from muscle.update.settings import SideName
 from muscle.update.teacher_cache import state_size
 
 FLOAT = 4
 ADAM = 4 * FLOAT
 """Bytes of a trained weight: itself, its gradient, two moments."""
+LIKELIHOODS = 2 * FLOAT + 1
+"""Bytes that `old_teachers.Likelihoods` has of a target."""
 HEAD_COPIES = 6
 """Arrays of logits that live at once where a divergence of two teachers is computed, in float32."""
 SMALLER: Mapping[str, Mapping[str, str]] = {
@@ -94,7 +102,9 @@ def stage_bytes(stage: Stage, inputs: Inputs, counted: Texts | Items | None) -> 
         return _alignment(stage, inputs, texts)
     if stage.function is stages.teach:
         side = "old" if "old" in settings else "new"
-        left = cache_bytes(stage, inputs, side, texts) + head_bytes(stage, inputs, side)
+        left = cache_bytes(stage, inputs, side, texts)
+        if across_of(stage, texts) not in MATCHED:
+            left += head_bytes(stage, inputs, side)
         return Bytes(_loaded(stage, inputs, side), left=left)
     return Bytes(0)
 
@@ -110,22 +120,33 @@ def _alignment(stage: Stage, inputs: Inputs, texts: Texts | None) -> Bytes:
     alignment = alignment_of(stage)
     lora = stage.settings["lora"] or (inputs.lora(stage, "new") or LoraSettings()).as_dict()
     old = _loaded(stage, inputs, "old") if "old" in alignment.teachers else 0.0
-    if alignment.teacher_cache == "off":
+    across, live = across_of(stage, texts), alignment.teacher_cache == "off"
+    head = head_bytes(stage, inputs, "old") if old and across not in MATCHED else 0.0
+    kept: Sequence[SideName] = alignment.teachers
+    if live:
         config = inputs.config(stage, "new")
         initial = FLOAT * adapter_weights(config, convert(lora, LoraSettings)) if "new" in alignment.teachers else 0
-        return _training(stage, inputs, "new", lora, texts, beside=old + initial)
-    found = _training(stage, inputs, "new", lora, texts, beside=head_bytes(stage, inputs, "old") if old else 0.0)
+        if not across:
+            return _training(stage, inputs, "new", lora, texts, beside=old + initial)
+        head, kept = head + initial, ("old",)
+    found = _training(stage, inputs, "new", lora, texts, beside=head)
     found = replace(found, memory=max(found.memory, old))  # whose body is freed before the student is loaded
-    cache = sum(cache_bytes(stage, inputs, side, texts) for side in alignment.teachers)
-    if alignment.teacher_cache == "memory":
+    cache = sum(cache_bytes(stage, inputs, side, texts) for side in kept)
+    if live or alignment.teacher_cache == "memory":
         return replace(found, host=cache)
     return found if "old_states" in stage.inputs else replace(found, passing=found.passing + cache)
 
 
 def cache_bytes(stage: Stage, inputs: Inputs, side: str, texts: Texts | None) -> float:
-    """A teacher's states over its training texts."""
-    kept = stage.settings.get("kept") or alignment_of(stage).cache_dtype
-    return float(texts.targets * state_size(inputs.config(stage, side), inputs.base(stage, side), kept)) if texts else 0
+    """What is kept of a teacher over its training texts: its states, or what stands for them across tokenizers."""
+    if not texts:
+        return 0.0
+    kept, targets = stage.settings.get("kept") or alignment_of(stage).cache_dtype, texts.targets
+    if side == "old" and (across := across_of(stage, texts)):
+        targets = texts.old_targets or 0
+        if across in MATCHED:
+            return float(LIKELIHOODS * targets)
+    return float(targets * state_size(inputs.config(stage, side), inputs.base(stage, side), kept))
 
 
 def head_bytes(stage: Stage, inputs: Inputs, side: str) -> float:

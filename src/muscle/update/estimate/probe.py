@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from muscle.update import stages
-from muscle.update.estimate.inputs import Inputs, Texts, alignment_of, is_taught, sides_of, student
+from muscle.update.estimate.inputs import Inputs, Texts, across_of, alignment_of, is_taught, sides_of, student
 from muscle.update.pipeline import CHECKPOINTS, Stage
 from muscle.update.settings import SideName
 
@@ -111,7 +111,7 @@ def _training(stage: Stage, inputs: Inputs, layers: int | None) -> Rates:
     within = intervals[:last] + intervals[last + 1 :]
     each = statistics.median(within) if within else intervals[0] / 2
     reading = [b - a for a, b in pairwise(before)]  # of batches, and once the new teacher's set-up
-    read = count * len(teachers(stage)) if before else 0
+    read = count * len(teachers(stage, inputs)) if before else 0
     per_held_out = FORWARD * each / (batch * texts.per_item)
     per_read = statistics.median(reading) * len(before) / read if len(reading) > 1 else per_held_out
     held_out = inputs.held_out(stage, task) * per_held_out
@@ -127,12 +127,14 @@ def _training(stage: Stage, inputs: Inputs, layers: int | None) -> Rates:
     )
 
 
-def teachers(stage: Stage) -> tuple[SideName, ...]:
-    """The task models whose states over the training texts a stage keeps or asks for."""
+def teachers(stage: Stage, inputs: Inputs) -> tuple[SideName, ...]:
+    """The task models that read the training texts once, for a stage that keeps or asks for what they say."""
     if stage.function is stages.teach:
         return ("old",) if "old" in stage.settings else ("new",)
     alignment = alignment_of(stage)
-    return () if alignment.teacher_cache == "off" else alignment.teachers
+    if alignment.teacher_cache == "off":
+        return ("old",) if across_of(stage, inputs.texts(stage)) else ()
+    return alignment.teachers
 
 
 def _preparing(texts: Texts, count: int) -> float:
@@ -249,7 +251,8 @@ def key(stage: Stage, inputs: Inputs) -> str:
         return json.dumps([settings["task"], settings["evaluation"], models], sort_keys=True)
     training = {name: value for name, value in settings["training"].items() if name not in CHANGES_NO_RATE}
     alignment = alignment_of(stage)
-    kept = [alignment.teacher_cache, alignment.cache_dtype, alignment.level] if alignment.weight else []
+    read = [alignment.teacher_cache, alignment.cache_dtype, alignment.level, across_of(stage, inputs.texts(stage))]
+    kept = read if alignment.weight else []
     flips = [settings["task"], settings["evaluation"]] if settings.get("evaluation") else []
     base, shape = models.pop(student(stage))
     rest = [settings["lora"] or shape, models if kept else {}, training, kept, flips]

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import msgspec
 from rich.console import Console
@@ -21,13 +22,14 @@ from muscle.measure.plane import Model, Plane, mixture_name, plane_of
 from muscle.measure.report.files import refuse_logs, replace_whole
 from muscle.measure.report.planes import planes_to_html, planes_to_svg
 from muscle.measure.report.terminal import new_table, say
-from muscle.update.pipeline import Stage, pipeline_status, run_pipeline
+from muscle.update.pipeline import Stage, pipeline_status
 from muscle.update.plan import Plan
 from muscle.update.recipe import Recipe, Split
 from muscle.update.recipe_file import make_recipe
 from muscle.update.report.figures import Reading
 from muscle.update.report.study import recipe_of
 from muscle.update.run import plan_in
+from muscle.update.workers import run_pipeline
 
 FOLDERS: Mapping[Split, str] = {"test": "logs", "validation": "validation-logs"}
 """Where the logs of a split are, below the run's folder."""
@@ -104,6 +106,9 @@ def run_frontier(
         MuscleError: A key is wrong, the run's stages are not those of its recipe any more, a stage failed, or a file
             cannot be written.
     """
+    for picture in (html, svg):
+        if picture:
+            _check_writable(picture)
     names = [mixture_name(point) for point in points]
     recipe = with_points(run.recipe, points, overrides)
     stages, models = frontier_stages(run, recipe, names, split)
@@ -228,13 +233,28 @@ def _role(model: str) -> str:
     return f"{model} (method)" if model in ("compatible", "repeat") else model
 
 
+def _check_writable(file: Path) -> None:
+    """Refuse a place where nothing can be written, before hours of training."""
+    try:
+        if file.is_dir():
+            raise MuscleError(f"{file}: is a folder; name a file")
+        with TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(file, error) from None
+
+
+def _unwritable(file: Path, error: OSError) -> MuscleError:
+    return MuscleError(f"{file}: cannot be written ({error.strerror}); check the folder")
+
+
 def _write(file: Path, content: bytes, comparisons: Sequence[Comparison]) -> None:
     for comparison in comparisons:
         refuse_logs(comparison, file)
     try:
         replace_whole(file, content)
     except OSError as error:
-        raise MuscleError(f"{file}: cannot be written ({error.strerror}); check the folder") from None
+        raise _unwritable(file, error) from None
 
 
 def _print(task: str, plane: Plane, console: Console) -> None:

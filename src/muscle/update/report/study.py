@@ -73,7 +73,7 @@ def recipe_of(run: Path) -> Recipe:
         return msgspec.convert(msgspec.json.decode(file.read_bytes())["recipe"], Recipe)
     except OSError as error:
         raise MuscleError(f"{file}: cannot be read ({error.strerror}); name the folder of a run") from None
-    except (msgspec.MsgspecError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:  # not UTF-8, no JSON, or no recipe
         raise MuscleError(f"{file}: no recipe of this version ({error}); run the recipe again") from None
 
 
