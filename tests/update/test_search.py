@@ -131,6 +131,21 @@ def test_without_offsets_no_training_is_on_answers_alone(choices: int) -> None:
     assert not any(each.training for each in found)
 
 
+@pytest.mark.parametrize("choices", [0, 4, 20])
+def test_an_old_model_with_another_tokenizer_is_heard_in_two_ways(choices: int) -> None:
+    plain, found = (
+        candidates(AlignmentSettings(), choices, True),
+        candidates(AlignmentSettings(), choices, True, True, True),
+    )
+    ways = [each.alignment["across"] for each in found[:-1]]
+    assert ways == ["shared", "likelihood"] * len(plain[:-1])
+    for mine, before in zip(found[:-1:2], plain, strict=False):
+        assert mine.alignment == {**before.alignment, "across": "shared"}
+    assert len({each.name for each in found}) == len(found)
+    named = candidates(AlignmentSettings(across="texts"), choices, True, True, True)
+    assert [each.name for each in named] == [each.name for each in plain]
+
+
 # What is measured.
 
 answers = st.lists(st.tuples(*[st.booleans()] * 3), min_size=1, max_size=40)

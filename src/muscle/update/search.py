@@ -40,6 +40,7 @@ from muscle.update.prompts import templates_compiled_once
 from muscle.update.provenance import digests
 from muscle.update.recipe import EvaluationSettings, LoraSettings, TaskModel, TrainingSettings
 from muscle.update.report.search import SEARCH, TRIAL, TRIALS, search_record
+from muscle.update.same_tokenizer import tokenizer_difference
 from muscle.update.scoring import scores_of, validation_scores
 from muscle.update.tasks import Task
 from muscle.update.trainer import DivergedError
@@ -113,6 +114,7 @@ class Search:
             _most_choices(self.task),
             self.task.settings.unlabelled is not None,
             self._tokenizer.is_fast,
+            tokenizer_difference(self.old.base, self.new.base, self._tokenizer, self.task) is not None,
         )
         costs, most = self._costs, self._search.budget + ROUNDING
         pool = [each for each in costs.distinct(found) if costs.cost(each, 1.0) <= most]
