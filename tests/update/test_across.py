@@ -206,7 +206,7 @@ def weights_of_chunks(name: str, settings: AlignmentSettings, case: Case, rows: 
             case "old_right_else_mixture":
                 found[c] = 1.0 if old_right[c] and first.right else a
             case "likelier":
-                ahead = sum(theirs[d] - news[d] for d in of_text) / len(of_text)
+                ahead = sum(theirs[d] - news[d] for d in of_text) / sum(len(chunks[d]) for d in of_text)
                 p, q = a * math.exp(ahead), 1 - a
                 found[c] = p / (p + q) if first.right else a
             case "old_right_item_else_mixture":
@@ -214,7 +214,7 @@ def weights_of_chunks(name: str, settings: AlignmentSettings, case: Case, rows: 
             case "focal":
                 found[c] = 1 + settings.focal_beta * (old_right[c] and first.right)
             case "old_likelihood":
-                found[c] = math.exp(sum(theirs[d] for d in of_text) / len(of_text))
+                found[c] = math.exp(sum(theirs[d] for d in of_text) / sum(len(chunks[d]) for d in of_text))
     return found
 
 

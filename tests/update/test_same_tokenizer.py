@@ -1,6 +1,7 @@
 """When two bases count as sharing a tokenizer without a look at the texts, and when the texts decide."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,7 +12,7 @@ from muscle.errors import MuscleError
 from muscle.update.models import load_tokenizer
 from muscle.update.prompts import Example
 from muscle.update.recipe import Base
-from muscle.update.same_tokenizer import tokenizer_difference
+from muscle.update.same_tokenizer import BLOCK, tokenizer_difference
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -57,6 +58,34 @@ def test_another_definition_needs_the_texts(world: Path, tmp_path: Path) -> None
     task = Read()
     check(tmp_path / "v1", world / "v2", task)
     assert task.asked == 2
+
+
+class Endless:
+    """A task with more texts than anybody wants to read."""
+
+    def examples(self, split: str, _: object) -> Iterator[Example]:
+        for number in range(BLOCK + 1):
+            assert number < BLOCK, "read on after a difference"
+            yield Example("a red", f" cube {number}")
+
+    evaluation_texts = examples
+
+
+def test_no_more_texts_are_read_after_a_difference(tmp_path: Path) -> None:
+    with pytest.raises(MuscleError, match="tokenize 'a red cube 0' differently"):
+        check(of_bytes(tmp_path / "a"), of_bytes(tmp_path / "b", "red"), Endless())
+
+
+class Long(Read):
+    """A task whose last text alone holds a certain word."""
+
+    def examples(self, split: str, _: object) -> list[Example]:
+        return [Example("a cube", "")] * BLOCK
+
+
+def test_texts_are_compared_to_the_last(tmp_path: Path) -> None:
+    with pytest.raises(MuscleError, match="tokenize 'a red cube' differently"):
+        check(of_bytes(tmp_path / "a"), of_bytes(tmp_path / "b", "red"), Long())
 
 
 def of_bytes(folder: Path, *words: str) -> Path:

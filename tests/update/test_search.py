@@ -22,6 +22,7 @@ from muscle.update import run as update_run
 from muscle.update.adapters import Size
 from muscle.update.alignment_settings import AlignmentSettings, SearchSettings
 from muscle.update.candidates import candidates, halving, schedule
+from muscle.update.heads import UnknownHeadError
 from muscle.update.judging import Figures, Judge
 from muscle.update.recipe import Base, EvaluationSettings, LoraSettings, TaskModel, TaskSettings, TrainingSettings
 from muscle.update.recipe_file import make_recipe
@@ -457,6 +458,55 @@ def test_a_trial_that_diverges_is_passed_over(trainings: Trainings, tmp_path: Pa
     assert f"{failed[0]['name']}, failed: training diverged in epoch 1" in page.getvalue()
     assert trainings.search(tmp_path) == record
     assert len(trainings.done) == trained
+
+
+def test_a_way_across_that_the_old_model_does_not_allow_is_passed_over(
+    trainings: Trainings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(search, "tokenizer_difference", lambda *_: "they differ")
+    train = trainings.train
+
+    def unknown(*arguments: Any, **settings: Any) -> None:
+        if arguments[3].across == "shared":
+            raise UnknownHeadError("its head is not known")
+        train(*arguments, **settings)
+
+    monkeypatch.setattr(search, "train_compatibility_adapter", unknown)
+    record = trainings.search(tmp_path)
+    failed = {trial["alignment"].get("across"): trial["failed"] for trial in record["trials"]}
+    assert failed == {"shared": "its head is not known", "likelihood": None}
+    assert record["trials"][record["chosen"]]["alignment"]["across"] == "likelihood"
+
+
+def test_a_head_that_every_trial_reads_must_be_known(
+    trainings: Trainings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[AlignmentSettings] = []
+
+    def unknown(*arguments: Any, **_: Any) -> None:
+        asked.append(arguments[3])
+        raise UnknownHeadError("its head is not known")
+
+    monkeypatch.setattr(search, "train_compatibility_adapter", unknown)
+    with pytest.raises(MuscleError, match=r"^its head is not known$"):
+        trainings.search(tmp_path)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("slow", ["v1", "v2"])
+def test_answers_alone_are_learnt_from_where_both_tokenizers_tell_where_they_begin(
+    trainings: Trainings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slow: str
+) -> None:
+    load = search.load_tokenizer
+
+    def loaded(base: Base) -> Any:
+        tokenizer = load(base)
+        return SimpleNamespace(is_fast=False) if base.base.endswith(slow) else tokenizer
+
+    monkeypatch.setattr(search, "load_tokenizer", loaded)
+    monkeypatch.setattr(search, "tokenizer_difference", lambda *_: "they differ")
+    record = trainings.search(tmp_path)
+    assert not any("tokens" in trial["training"] for trial in record["trials"])
 
 
 def test_a_search_of_failures_says_why_and_leaves_the_folder_free(trainings: Trainings, tmp_path: Path) -> None:

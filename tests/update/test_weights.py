@@ -73,6 +73,7 @@ def inputs(draw: st.DrawFn, ties: bool = False, vocabulary: st.SearchStrategy[in
 def weigh(name: str, rows: Rows, **settings: float) -> Tensor:
     reads = facts_read(with_settings(FUNCTIONS[name], AlignmentSettings()))
     known = {fact: getattr(rows, fact) for fact in ("targets", "sequence", "item", "right")}
+    known["tokens"] = torch.ones_like(rows.targets)
     facts = {fact: value for fact, value in known.items() if fact in reads}
     for model in ("student", "old", "new"):
         facts |= model_facts(model, getattr(rows, model), rows.targets, reads)

@@ -190,6 +190,7 @@ class ChunkComparison(Comparison):
         for name in ("sequence", "item", "right"):
             column = self.targets.facts[name][rows]
             whole[name] = column.new_zeros(count).scatter_(0, chunk, column[inside])
+        whole["tokens"] = chunk.bincount(minlength=count)
         return whole
 
     def _new_teacher(self, rest: Tensor, rows: slice, shared: int) -> Tensor:

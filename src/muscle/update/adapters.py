@@ -17,7 +17,7 @@ from muscle.update.answers import all_choices, answers_folder, keep_answers
 from muscle.update.distributed import processes, save_adapter
 from muscle.update.lora import add_adapter
 from muscle.update.models import load_base, load_tokenizer
-from muscle.update.objectives import Objective, compatibility, task_objective
+from muscle.update.objectives import Objective, OldTeacher, compatibility, task_objective
 from muscle.update.old_side import OldSide, way_across
 from muscle.update.pipeline import CHECKPOINTS, Report
 from muscle.update.prompts import Example
@@ -104,14 +104,18 @@ def train_compatibility_adapter(
         unlabelled = _unlabelled_texts(old, new, task, alignment, evaluation, answers, root)
     data = TaskData(new.base, task, settings.tokens, alignment.texts if alignment.weight else "gold", unlabelled)
     check_warmup(settings, batches_per_epoch(settings, len(data.training.items)))  # before any teacher runs
-    teachers, old_teacher, aligned = None, None, {}
+    teachers, aligned = None, dict[str, float]()
+    old_teacher: OldTeacher | None = None
     if alignment.weight:
         side = OldSide.where_needed(old, new, task, data, alignment, settings.tokens)
         texts = Texts(data.training, data.collator)
         folders = teacher_states or _state_folders(root, both, texts, side, alignment)
         teachers = Teachers(both, data.load, texts, alignment, folders, report, ("new",) if side else ("old", "new"))
-        old_teacher = side.teacher(texts, alignment, teachers.folder("old"), report) if side else teachers.old()
-        aligned = {"aligned": side.aligned(alignment)} if side else {}
+        if side:
+            old_teacher = said = side.teacher(texts, alignment, teachers.folder("old"), report)
+            aligned = {"aligned": round(said.aligned, 4)}
+        else:
+            old_teacher = teachers.old()
     if old and settings.select_by == "flips" and not flips:
         flips = flips_on_validation(old, task, data.tokenizer, evaluation)
     student = data.load(new, trainable=True)

@@ -164,7 +164,8 @@ def check_alignment(settings: AlignmentSettings, tokens: TargetTokens) -> str | 
         for key, name in (("weight", settings.weight), ("emphasis", settings.emphasis)):
             if name in NEED_WHOLE:
                 return (
-                    f"{key}: {name} reads whole texts, and across: {settings.across} single tokens; set across to texts"
+                    f"{key}: {name} reads whole texts, and across: {settings.across} single tokens; set across to "
+                    "likelihood"
                 )
     if settings.distance == "logits" and settings.squared_temperature:
         return "squared_temperature is of the divergence, and distance: logits has no temperature; leave one out"

@@ -40,6 +40,12 @@ def all_choices(inputs: Sequence[Sequence[Instance]]) -> list[Example]:
     ]
 
 
+class _Surer(Gated):
+    """For answers that nobody evaluates."""
+
+    asked_for, way_out = "`unlabelled`: two models", "set `unlabelled` under `alignment` to false"
+
+
 def keep_answers(
     old: TaskModel, new: TaskModel, task: Task, settings: EvaluationSettings, folder: Path | None = None
 ) -> list[Example]:
@@ -59,7 +65,7 @@ def keep_answers(
 
     Raises:
         MuscleError: There are no such inputs (`Task.unlabelled`), no answer is left, a model cannot be loaded,
-            or the task decodes with beams.
+            or the task decodes in a way that is not defined for both.
     """
     job = processes()
     if folder and (folder / ANSWERS).exists():
@@ -69,7 +75,7 @@ def keep_answers(
     prompts = (part for asked in inputs for request in asked for part in request.args if isinstance(part, str))
     difference = tokenizer_difference(old.base, new.base, tokenizer, task, prompts)
     generated = inputs[0][0].request_type == "generate_until"
-    ask = Ensemble if not difference else Gated if generated else Apart
+    ask = Ensemble if not difference else _Surer if generated else Apart
     both = ask(old, new, structs.replace(settings, draws=1))
     mine = range(job.process_index, len(inputs), job.num_processes)
     answered = _answers(both, task, [inputs[number] for number in mine])

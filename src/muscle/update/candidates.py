@@ -56,7 +56,7 @@ def candidates(
         settings: The alignment as given, which is the last candidate: with the recipe's defaults the paper's.
         choices: The most choices that an item has; 0 where answers are generated.
         unlabelled: Whether there are inputs without labels to learn from.
-        offsets: Whether the tokenizer tells where an answer's tokens begin; else none is trained on these alone.
+        offsets: Whether both tokenizers tell where an answer's tokens begin; else none is trained on these alone.
         across: Whether the old model has another tokenizer: then, unless the settings name a way, mixtures hear it by
             the tokens that both have alone, and by the likelihood of stretches of text.
     """

@@ -51,7 +51,7 @@ class Chunks:
 
     @classmethod
     def of(cls, student: TokenizedExamples, old: TokenizedExamples) -> Chunks:
-        """Cut the texts of a data set; only chunks whose tokens are targets on both sides are kept.
+        """Cut the texts of a data set; only chunks whose tokens are known targets on both sides are kept.
 
         Args:
             student: The texts as the student reads them.
@@ -68,23 +68,30 @@ class Chunks:
             )
         if len(student) != len(old):
             raise MuscleError(f"the new base reads {len(student)} texts, the old one {len(old)}: they must be the same")
-        firsts = (_first_targets(student), _first_targets(old))
+        lost = (_lost_tokens(student), _lost_tokens(old))
         numbers: tuple[list[IntArray], list[IntArray]] = ([], [])
         count = 0
         for text, spans in enumerate(zip(student.spans, old.spans, strict=True)):
             pair = cut(*spans, common_pieces(student.rows[text], old.rows[text]))
-            # Numbers rise, so that chunks of tokens which are no targets come first.
-            lost = 1 + max(int(side[: first[text]].max()) for side, first in zip(pair, firsts, strict=True))
-            for all_numbers, side, first in zip(numbers, pair, firsts, strict=True):
-                own = side[first[text] :]
-                all_numbers.append(np.where(own < lost, NONE, own + (count - lost)))
-            count += int(pair[0][-1]) + 1 - lost
+            kept = np.append(np.ones(int(pair[0][-1]) + 1, bool), False)  # NONE is the last
+            for side, (_, missing) in zip(pair, (each[text] for each in lost), strict=True):
+                kept[side[missing]] = False
+            renumbered = np.where(kept, count - 1 + kept.cumsum(), NONE)
+            for all_numbers, side, (first, _) in zip(numbers, pair, (each[text] for each in lost), strict=True):
+                all_numbers.append(renumbered[side[first:]])
+            count += int(kept.sum())
         ours, theirs = (np.concatenate([np.empty(0, np.int64), *side]) for side in numbers)
         return cls(ours, theirs, count, float((ours != NONE).mean()) if len(ours) else 0.0)
 
 
-def _first_targets(data: TokenizedExamples) -> list[int]:
-    return [len(ids) - targets for ids, targets in zip(data.ids, data.targets, strict=True)]
+def _lost_tokens(data: TokenizedExamples) -> list[tuple[int, IntArray]]:
+    """Of each text its first target, and which tokens say nothing of the text: no targets, and unknown words."""
+    found = []
+    for ids, targets in zip(data.ids, data.targets, strict=True):
+        first = len(ids) - targets
+        unknown = np.flatnonzero(np.array(ids) == data.unknown) if data.unknown is not None else np.empty(0, np.int64)
+        found.append((first, np.concatenate([np.arange(first), unknown])))
+    return found
 
 
 def cut(student: Spans, old: Spans, pieces: Sequence[Piece]) -> tuple[IntArray, IntArray]:

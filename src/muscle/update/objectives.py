@@ -20,6 +20,8 @@ from muscle.update.weights import EMPHASES, WEIGHTS, with_settings
 
 Read = Callable[[Tensor, Head], Outcome]
 """The student's final hidden states (B, T, H), and its head -> what they come to."""
+OldTeacher = Teacher | ChunkTeacher | TranslatedTeacher
+"""The latter two have another tokenizer than the student."""
 Objective = Callable[[Mapping[str, Tensor]], Read]
 """Batch -> what reads the student's states on it; teachers have been asked by then, before the student runs."""
 
@@ -50,8 +52,8 @@ ONE = Scales()
 class Compatibility:
     """What `Aims` say, with the teachers that are asked."""
 
-    old: Teacher | ChunkTeacher | TranslatedTeacher | None
-    """None where it is never read; likewise the new one. The latter two have another tokenizer."""
+    old: OldTeacher | None
+    """None where it is never read; likewise the new one."""
     new: Teacher | None
     aims: Aims
 
@@ -79,7 +81,7 @@ class Compatibility:
 
 
 def compatibility(
-    old: Teacher | ChunkTeacher | TranslatedTeacher | None,
+    old: OldTeacher | None,
     new: Teacher | None,
     settings: AlignmentSettings,
     scales: Scales = ONE,

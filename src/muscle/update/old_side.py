@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -40,7 +41,9 @@ TRANSLATIONS = {"shared": shared_tokens, "projected": projected, "ranks": by_ran
 """By the name that settings use."""
 
 
-def way_across(old: TaskModel, new: TaskModel, data: TaskData, task: Task, across: Across | None) -> Across | None:
+def way_across(
+    old: TaskModel, new: TaskModel, data: TaskData, task: Task, across: Across | None, level: str = "token"
+) -> Across | None:
     """How the old teacher is heard where its tokenizer is another one; None: token by token, as the new one is.
 
     Args:
@@ -49,6 +52,7 @@ def way_across(old: TaskModel, new: TaskModel, data: TaskData, task: Task, acros
         data: The training texts in its tokens.
         task: Their task.
         across: What the settings say: with None the tokenizers decide.
+        level: Likewise; choices are compared by whole texts, whatever their tokens.
 
     Raises:
         MuscleError: One of them does not tell where in the text its tokens lie.
@@ -56,8 +60,8 @@ def way_across(old: TaskModel, new: TaskModel, data: TaskData, task: Task, acros
     difference = tokenizer_difference(old.base, new.base, data.tokenizer, task, data.beyond_gold)
     if not across and not difference:
         return None
-    if across == "texts":
-        return across
+    if across == "texts" or level == "choice":
+        return across or "likelihood"
     for base, tokenizer in ((old.base, load_tokenizer(old.base)), (new.base, data.tokenizer)):
         if not tokenizer.is_fast:
             why = f"{difference}, and " if difference else ""
@@ -97,6 +101,12 @@ class OldSide:
         ours, theirs = ([row.context + row.answer for row in d.training.rows] for d in (data, self._data))
         if not task.settings.chat_template and ours != theirs:
             raise MuscleError(f"task {task.name}: its texts depend on the tokenizer, and the bases have two: change it")
+        self._cuts = data.tokenizer.is_fast and self._data.tokenizer.is_fast
+        if task.settings.chat_template and not self._cuts:
+            raise MuscleError(
+                f"task {task.name}: without character offsets the texts of two chat templates cannot be compared: "
+                "choose bases with fast tokenizers, or set chat_template to false"
+            )
         self.texts = Texts(self._data.training, self._data.collator)
 
     @classmethod
@@ -116,7 +126,7 @@ class OldSide:
         """
         if not old or "old" not in alignment.teachers:
             return None
-        across = way_across(old, new, data, task, alignment.across)
+        across = way_across(old, new, data, task, alignment.across, alignment.level)
         if across in MATCHED and alignment.distance == "logits":
             raise MuscleError(LOGITS_ACROSS)
         return cls(old, task, data, tokens, alignment.texts, across) if across else None
@@ -145,18 +155,10 @@ class OldSide:
             translation = translate(self._student.tokenizer, self._data.tokenizer)
             return TranslatedTeacher.over(self.parts, texts, states, head, translation)
         said = self._likelihoods(folder, report)
-        if self._by_text(alignment):
+        if alignment.level == "choice" or not self._cuts:
             return ChunkTeacher.by_text(said, self.texts, texts)
-        return ChunkTeacher.by_chunk(said, self.parts, texts, alignment.boundary_threshold)
-
-    def aligned(self, alignment: AlignmentSettings) -> float:
-        """The share of the student's targets of which the old model says something."""
-        if self._by_text(alignment):
-            return 1.0
-        return self.parts.aligned
-
-    def _by_text(self, alignment: AlignmentSettings) -> bool:
-        return self._across == "texts" or alignment.level == "choice"
+        threshold = math.inf if self._across == "texts" else alignment.boundary_threshold
+        return ChunkTeacher.by_chunk(said, self.parts, texts, threshold)
 
     def keep(self, kept: CacheDtype, folder: Path, report: Report) -> None:
         """Keep on disk what `teacher` will read.
@@ -173,7 +175,7 @@ class OldSide:
         if folder and (kept := open_likelihoods(folder, self.texts)):
             return kept
         model = self._data.load(self._model)
-        starts = torch.zeros(0, dtype=torch.bool) if self._across == "texts" else _word_starts(self._data.tokenizer)
+        starts = _word_starts(self._data.tokenizer) if self._cuts else torch.zeros(0, dtype=torch.bool)
         said = read_likelihoods(model, self.texts, starts, folder, report)
         del model
         clear_device_cache(garbage_collection=True)
@@ -200,7 +202,26 @@ def _without_labels(old: TaskModel, task: Task, rows: Sequence[Example]) -> list
     return [replace(row, context=asked[-1 - (row.item or 0)][0].args[0]) for row in found]
 
 
+NO_SPACES = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3040, 0x30FF),
+    (0x3400, 0x9FFF),
+    (0x20000, 0x3FFFF),
+)
+"""Blocks of Unicode: Thai and Lao, Burmese, Khmer, Japanese, Chinese."""
+
+
 def _word_starts(tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Which tokens cannot go on with a word that has begun, bool (V,): those that start with no letter or digit."""
-    first = [text[:1] if text else b" " for text in surfaces(tokenizer)]
-    return torch.tensor([not byte.isalnum() and byte < b"\x80" for byte in first])
+    """Which tokens cannot go on with a word that has begun, bool (V,).
+
+    Those that start with no letter or digit, or with a letter of a script that has no spaces between words.
+    """
+    first = [text.decode("utf-8", "ignore")[:1] if text else " " for text in surfaces(tokenizer)]
+    return torch.tensor([bool(letter) and (not letter.isalnum() or _stands_alone(letter)) for letter in first])
+
+
+def _stands_alone(letter: str) -> bool:
+    """Whether it is of such a script."""
+    return any(low <= ord(letter) <= high for low, high in NO_SPACES)

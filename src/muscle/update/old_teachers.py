@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -57,6 +58,9 @@ def read_likelihoods(
         begins: Which of its tokens begin a new word, or end the text, bool (V,).
         folder: Where the numbers are kept; None: nowhere.
         report: Told how far it is.
+
+    Raises:
+        MuscleError: The folder cannot be written.
     """
     job, batches = processes(), texts.batches()
     mine = batches[job.process_index :: job.num_processes]
@@ -67,7 +71,8 @@ def read_likelihoods(
         batch = {name: tensor.to(device()) for name, tensor in batch.items()}
         said = _said(teacher, batch, begins)
         sizes = [texts.starts[text + 1] - texts.starts[text] for text in numbers]
-        found += zip((texts.starts[text] for text in numbers), torch.split(said, sizes), strict=True)
+        parts = (part.clone() for part in torch.split(said, sizes))  # views would be sent with all that they are of
+        found += zip((texts.starts[text] for text in numbers), parts, strict=True)
         report(done / len(mine), "the old teacher reads the training texts")
     everything = gather_object(found) if job.num_processes > 1 else found
     table = torch.empty(texts.starts[-1], 3)
@@ -122,11 +127,17 @@ def open_likelihoods(folder: Path, texts: Texts) -> Likelihoods | None:
 
 
 def _keep(likelihoods: Likelihoods, texts: Texts, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(vars(likelihoods), folder / LIKELIHOODS)
-    partial = folder / f"{RECORD}.partial"
-    partial.write_text(json.dumps({"texts": texts.digest}) + "\n")
-    partial.replace(folder / RECORD)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(vars(likelihoods), folder / LIKELIHOODS)
+        partial = folder / f"{RECORD}.partial"
+        partial.write_text(json.dumps({"texts": texts.digest}) + "\n")
+        partial.replace(folder / RECORD)
+    except (OSError, SafetensorError) as error:
+        raise MuscleError(
+            f"what the old teacher says cannot be written to {folder} ({error}): make room, or set `teacher_cache: "
+            "memory` under `alignment`"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -144,14 +155,17 @@ class ChunkTeacher:
 
     @classmethod
     def by_chunk(cls, said: Likelihoods, parts: Chunks, texts: Texts, threshold: float) -> ChunkTeacher:
-        """Chunks that end where the old model finds the start of a new word likelier than the threshold."""
+        """Chunks that end where the old model finds the start of a new word likelier than the threshold.
+
+        With a threshold of infinity a text is one chunk, but for what only one side reads.
+        """
         numbers = _merged(parts, texts.starts, said.begins.numpy(), threshold)
         student, old = (np.append(numbers, NONE)[side] for side in (parts.student, parts.old))  # NONE is the last
         return cls._of(said, torch.from_numpy(old), int(numbers.max(initial=-1)) + 1, torch.from_numpy(student), texts)
 
     @classmethod
     def by_text(cls, said: Likelihoods, old: Texts, texts: Texts) -> ChunkTeacher:
-        """Each text is one chunk."""
+        """Each text is one chunk, whatever of it is a target on one side alone."""
         theirs, ours = (
             torch.arange(len(side.lengths)).repeat_interleave(torch.tensor(side.starts).diff()) for side in (old, texts)
         )
@@ -163,6 +177,11 @@ class ChunkTeacher:
         likelihood = torch.zeros(count).index_add(0, old[inside], said.gold[inside])
         wrong = torch.zeros(count).index_add(0, old[inside], (~said.right[inside]).float())
         return cls(texts.starts, student, likelihood, wrong == 0)
+
+    @property
+    def aligned(self) -> float:
+        """Share of the student's targets of which it says something."""
+        return float((self.chunk >= 0).float().mean())
 
     def of(self, batch: Mapping[str, Tensor], counted: Tensor) -> ChunkRows:
         """What it says of a batch, whose texts are counted whole or not at all; on the batch's device."""
@@ -200,6 +219,11 @@ class TranslatedTeacher:
         target[parts.old[parts.old >= 0]] = np.flatnonzero(parts.old >= 0)
         place = np.where(alone[parts.student], target[parts.student], -1)
         return cls(texts.starts, torch.from_numpy(place), states, head, translation)
+
+    @property
+    def aligned(self) -> float:
+        """Share of the student's targets of which it says something."""
+        return float((self.place >= 0).float().mean())
 
     def of(self, batch: Mapping[str, Tensor], counted: Tensor) -> TranslatedRows:
         """What it says of a batch, whose texts are counted whole or not at all; on the batch's device."""

@@ -51,7 +51,13 @@ class Targets:
     @property
     def facts(self) -> dict[str, Tensor]:
         """What weights may read about the rows, whatever the models say."""
-        return {"targets": self.gold, "sequence": self.sequence, "item": self.item, "right": self.right}
+        return {
+            "targets": self.gold,
+            "sequence": self.sequence,
+            "item": self.item,
+            "right": self.right,
+            "tokens": torch.ones_like(self.gold),
+        }
 
     def of_states(self, hidden: Tensor) -> Tensor:
         """(B, T, H) -> (n, H)."""
@@ -152,11 +158,7 @@ class TranslatedRows:
             said = self.head(self.states[place[known]])
             translated = self.translation(said, student[known], temperature)
         found = student.new_zeros(student.shape, dtype=translated.dtype)
-        return found.index_copy_(0, known, translated.clamp(min=LEAST_LOGIT))
-
-
-LEAST_LOGIT = -1e4
-"""Of what a teacher rules out: mixtures need finite numbers."""
+        return found.index_copy_(0, known, translated)
 
 
 def sums(numbers: Tensor, group: Tensor) -> Tensor:

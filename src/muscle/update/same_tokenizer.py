@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain, islice
 
 from transformers import PreTrainedTokenizerBase
 
@@ -10,6 +11,9 @@ from muscle.errors import quoted
 from muscle.update.models import load_tokenizer
 from muscle.update.recipe import Base
 from muscle.update.tasks import Task
+
+BLOCK = 256
+"""Texts that are tokenized at a time."""
 
 
 def tokenizer_difference(
@@ -30,12 +34,12 @@ def tokenizer_difference(
     definition = _definition(new_tokenizer)
     if definition and definition == _definition(old_tokenizer):
         return None  # then the texts, shots and all, need not be rendered
-    texts = [*_texts(task, new_tokenizer), *further]
-    for text, old_ids, new_ids in zip(
-        texts, *(t(texts)["input_ids"] for t in (old_tokenizer, new_tokenizer)), strict=True
-    ):
-        if old_ids != new_ids:
-            return f"{old.base} and {new.base} tokenize {quoted(text)} differently"
+    texts = chain(_texts(task, new_tokenizer), further)
+    while some := [*islice(texts, BLOCK)]:  # mostly the first texts tell, and there may be very many
+        both = (tokenizer(some)["input_ids"] for tokenizer in (old_tokenizer, new_tokenizer))
+        for text, old_ids, new_ids in zip(some, *both, strict=True):
+            if old_ids != new_ids:
+                return f"{old.base} and {new.base} tokenize {quoted(text)} differently"
     if old_tokenizer.eos_token_id != new_tokenizer.eos_token_id:
         ends = old_tokenizer.eos_token_id, new_tokenizer.eos_token_id
         return f"{old.base} ends texts with token {ends[0]}, {new.base} with {ends[1]}"

@@ -33,8 +33,10 @@ from muscle.update.backends import local_adapter
 from muscle.update.candidates import ROUNDING, Candidate, candidates, halving, schedule
 from muscle.update.costs import Costs
 from muscle.update.distributed import processes
+from muscle.update.heads import UnknownHeadError
 from muscle.update.judging import Judge, Scores, Watch
 from muscle.update.models import load_tokenizer
+from muscle.update.old_side import TRANSLATIONS
 from muscle.update.pipeline import CHECKPOINTS, Report, program_hash
 from muscle.update.prompts import templates_compiled_once
 from muscle.update.provenance import digests
@@ -61,7 +63,7 @@ class Search:
     Fields as the arguments of `adapters.train_compatibility_adapter`; `alignment.search` says how to search. Trials
     that are done are kept under `destination`, whatever stops the search: it goes on from there, with `muscle align`
     also with another budget, while `muscle update` begins a stage with other settings anew. A diverged trial is never
-    chosen. Where no trial has fewer flips above the floor, the new task adapter is saved as it is; where there is none,
+    chosen, nor one that needs to know the old model's head where that is unknown. Where no trial has fewer flips above the floor, the new task adapter is saved as it is; where there is none,
     the trial that falls short of the floor by least.
     All held-out items are scored, whatever `evaluation.limit`. Beside what a training leaves there is `search.json`.
     """
@@ -113,7 +115,7 @@ class Search:
             self.alignment,
             _most_choices(self.task),
             self.task.settings.unlabelled is not None,
-            self._tokenizer.is_fast,
+            self._tokenizer.is_fast and load_tokenizer(self.old.base).is_fast,
             tokenizer_difference(self.old.base, self.new.base, self._tokenizer, self.task) is not None,
         )
         costs, most = self._costs, self._search.budget + ROUNDING
@@ -200,7 +202,9 @@ class Search:
                 flips=watch,
                 flips_last=JUDGED_EPOCHS,
             )
-        except DivergedError as error:  # in all processes
+        except (DivergedError, UnknownHeadError) as error:  # in all processes
+            if isinstance(error, UnknownHeadError) and candidate.alignment.get("across") not in TRANSLATIONS:
+                raise  # it is in the way of all
             failed = str(error)
         clear_device_cache(garbage_collection=True)  # what was trained holds itself in cycles
         if processes().is_main_process:

@@ -45,6 +45,8 @@ class TokenizedExamples(Dataset[dict[str, Tensor]]):
             raise MuscleError(f"tokenizer {tokenizer.name_or_path} gives no character offsets: set tokens to all")
         self.rows = rows
         self.ids: list[list[int]] = []
+        self.unknown = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
+        """The token that stands for what the tokenizer cannot say; None: it says all."""
         self.spans: list[Spans] | None = [] if tokenizer.is_fast else None
         """Of each text where in context and answer its tokens lie; None where the tokenizer cannot tell."""
         self._first_targets: list[int] = []

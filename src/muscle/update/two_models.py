@@ -68,6 +68,10 @@ class _Pair(LocalLM):
         MuscleError: `settings.draws` is more than 1, which is not defined.
     """
 
+    asked_for = "reranked and gated"
+    """What messages speak of."""
+    way_out = "leave these controls out"
+
     def __init__(self, old: TaskModel, new: TaskModel, settings: EvaluationSettings) -> None:
         if settings.draws > 1:
             raise MuscleError("reranked and gated answer each item once: leave draws at 1, or these controls out")
@@ -124,8 +128,8 @@ class _Pair(LocalLM):
         for lm in (self, self._old):
             if not can_refill(lm, requests):
                 raise MuscleError(
-                    "reranked and gated generate with stop strings, lengths and sampling alone, and with models that "
-                    "keep keys and values by token: leave these controls out, or change the task's generation_kwargs"
+                    f"{self.asked_for} generate with stop strings, lengths and sampling alone, and with models that "
+                    f"keep keys and values by token: {self.way_out}, or change the task's generation_kwargs"
                 )
         return [answer.text for answer in self._generated([request.args for request in requests], disable_tqdm)]
 
@@ -223,7 +227,9 @@ class Gated(_Pair):
     Of choices a model is as sure as the largest of its probabilities, by the softmax of their total log-likelihoods;
     the log holds that model's log-likelihoods of all of the item's texts, so that all metrics of the item are those of
     one model. Of generated answers, each decoded as the task says, a model is as sure as the mean log-probability of
-    its answer's tokens, with those that ended it, is high.
+    its answer's tokens, with those that ended it, is high. The finer a tokenizer, the likelier each of its tokens:
+    where both read the prompt or an answer as different tokens, the sum over the tokens is divided by the UTF-8 bytes
+    of the answer instead (an empty one has 1).
     """
 
     def _choose(self, item: _Item) -> Mapping[int, Answer]:
@@ -235,10 +241,14 @@ class Gated(_Pair):
         scored = []
         for lm in (self, self._old):
             answers = generate(lm, asked, disable_tqdm)
-            sums = _log_likelihoods(lm, prompts, answers)
-            scored.append([(total / len(each.tokens), each) for total, each in zip(sums, answers, strict=True)])
-        for (sure_new, new), (sure_old, old) in zip(*scored, strict=True):
-            yield old if sure_old > sure_new else new
+            scored.append([*zip(answers, _log_likelihoods(lm, prompts, answers), strict=True)])
+        for prompt, (new, new_total), (old, old_total) in zip(prompts, *scored, strict=True):
+            texts = prompt, new.text, old.text
+            alike = all(self.tok_encode(text) == self._old.tok_encode(text) for text in texts)
+            new_length, old_length = (
+                len(each.tokens) if alike else max(1, len(each.text.encode())) for each in (new, old)
+            )
+            yield old if old_total / old_length > new_total / new_length else new
 
 
 def reference(name: Reference, old: TaskModel, new: TaskModel, task: Task, settings: EvaluationSettings) -> LocalLM:

@@ -6,7 +6,8 @@ model, 0 to the new one. An emphasis gives a factor, at least 0, (n,), of a row'
 
 The parameters are the facts that a function reads, each (n,), and no other is computed: `targets`, the gold tokens;
 `sequence`, which text of the batch a row belongs to; `item`, which item that text belongs to, and `right`, whether it
-is the item's right text (False where that is not known); and of the `student` as it is now and of the task models
+is the item's right text (False where that is not known); `tokens`, how many targets a row stands for, 1 except where
+rows are chunks of text (`across`); and of the `student` as it is now and of the task models
 `old` and `new` `_top`, the most likely token (of several the first), and `_gold`, the gold token's log-likelihood.
 Parameters that go by keyword only are settings (`AlignmentSettings`).
 """
@@ -96,13 +97,15 @@ def old_right_item_else_mixture(
     return _one_or(old_share, _largest(item, (found & right).float()) > 0)
 
 
-def likelier(old_gold: Tensor, new_gold: Tensor, sequence: Tensor, right: Tensor, *, old_share: float) -> Tensor:
+def likelier(
+    old_gold: Tensor, new_gold: Tensor, sequence: Tensor, right: Tensor, tokens: Tensor, *, old_share: float
+) -> Tensor:
     """w_i = a p_v1 / (a p_v1 + (1 - a) p_v2), p the geometric mean of the likelihoods a model gives a text's targets.
 
     The instance weight that the paper leaves open for large gaps: how far the old model can be trusted on this text,
     against the new one. Where the right text is not known, w is a.
     """
-    ahead = (_within(sequence, old_gold) - _within(sequence, new_gold)) / _within(sequence, torch.ones_like(old_gold))
+    ahead = (_within(sequence, old_gold) - _within(sequence, new_gold)) / _within(sequence, tokens)
     prior = torch.logit(torch.tensor(old_share, dtype=ahead.dtype, device=ahead.device))
     return torch.where(right, torch.sigmoid(ahead + prior), old_share).float()
 
@@ -137,12 +140,12 @@ def constrained(student_gold: Tensor, old_gold: Tensor) -> Tensor:
     return (student_gold < old_gold).float()
 
 
-def old_likelihood(old_gold: Tensor, sequence: Tensor) -> Tensor:
+def old_likelihood(old_gold: Tensor, sequence: Tensor, tokens: Tensor) -> Tensor:
     """The geometric mean of the likelihoods that the old model gives a text's targets, in (0, 1].
 
     An instance weight: texts of which the old model knows little count little.
     """
-    return (_within(sequence, old_gold) / _within(sequence, torch.ones_like(old_gold))).exp()
+    return (_within(sequence, old_gold) / _within(sequence, tokens)).exp()
 
 
 EMPHASES: dict[EmphasisName, Weight] = {"focal": focal, "constrained": constrained, "old_likelihood": old_likelihood}
