@@ -586,6 +586,10 @@ def test_chunks_of_a_data_set(pair: tuple[str, str], tokens: str) -> None:
             first = len(full) - side.targets[text]
             lost = {int(number) for data, numbers in zip((student, old), whole, strict=True)
                     for number in numbers[: len(numbers) - data.targets[text]]}  # fmt: skip
+            for name, data, numbers in zip(pair, (student, old), whole, strict=True):
+                tokens_of = tokenizer_of(name).convert_ids_to_tokens(data.ids[text])
+                unknown = [token == UNK and UNK != EOS for token in tokens_of]
+                lost |= {int(number) for number, missing in zip(numbers, unknown, strict=True) if missing}
             assert [number == NONE for number in kept] == [int(number) in lost | {NONE} for number in full[first:]]
         last = max([last, *mine[0]])
 

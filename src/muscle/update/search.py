@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from muscle.errors import MuscleError
 from muscle.measure.report.files import replace_whole
 from muscle.update.adapters import train_compatibility_adapter
-from muscle.update.alignment_settings import AlignmentSettings
+from muscle.update.alignment_settings import TRANSLATED, AlignmentSettings
 from muscle.update.backends import local_adapter
 from muscle.update.candidates import ROUNDING, Candidate, candidates, halving, schedule
 from muscle.update.costs import Costs
@@ -36,7 +36,6 @@ from muscle.update.distributed import processes
 from muscle.update.heads import UnknownHeadError
 from muscle.update.judging import Judge, Scores, Watch
 from muscle.update.models import load_tokenizer
-from muscle.update.old_side import TRANSLATIONS
 from muscle.update.pipeline import CHECKPOINTS, Report, program_hash
 from muscle.update.prompts import templates_compiled_once
 from muscle.update.provenance import digests
@@ -62,9 +61,9 @@ class Search:
 
     Fields as the arguments of `adapters.train_compatibility_adapter`; `alignment.search` says how to search. Trials
     that are done are kept under `destination`, whatever stops the search: it goes on from there, with `muscle align`
-    also with another budget, while `muscle update` begins a stage with other settings anew. A diverged trial is never
-    chosen, nor one that needs to know the old model's head where that is unknown. Where no trial has fewer flips above the floor, the new task adapter is saved as it is; where there is none,
-    the trial that falls short of the floor by least.
+    also with another budget, while `muscle update` begins a stage with other settings anew. A trial that diverged,
+    or that needs to know a head that is unknown, is never chosen. Where no trial has fewer flips above the floor, the
+    new task adapter is saved as it is; where there is none, the trial that falls short of the floor by least.
     All held-out items are scored, whatever `evaluation.limit`. Beside what a training leaves there is `search.json`.
     """
 
@@ -203,7 +202,7 @@ class Search:
                 flips_last=JUDGED_EPOCHS,
             )
         except (DivergedError, UnknownHeadError) as error:  # in all processes
-            if isinstance(error, UnknownHeadError) and candidate.alignment.get("across") not in TRANSLATIONS:
+            if isinstance(error, UnknownHeadError) and candidate.alignment.get("across") not in TRANSLATED:
                 raise  # it is in the way of all
             failed = str(error)
         clear_device_cache(garbage_collection=True)  # what was trained holds itself in cycles
