@@ -32,7 +32,7 @@ from variants import LEARNING_RATE, NEW, OLD, TEMPERATURE, _silent, task_model
 from muscle.update.alignment_settings import AlignmentSettings
 from muscle.update.chunks import Chunks
 from muscle.update.heads import Head, read_states
-from muscle.update.objectives import Objective, compatibility
+from muscle.update.objectives import Objective, OldTeacher, compatibility
 from muscle.update.old_teachers import LIKELIHOODS, ChunkTeacher, read_likelihoods
 from muscle.update.recipe import TrainingSettings
 from muscle.update.rows import Targets
@@ -112,7 +112,7 @@ class Contest:
     def objectives(self, settings: Mapping[str, Any]) -> dict[str, Objective]:
         """Of both, by name."""
         alignment = AlignmentSettings(temperature=TEMPERATURE, **settings)
-        teachers = {SAME: self._same, ACROSS: self._across}
+        teachers: dict[str, OldTeacher] = {SAME: self._same, ACROSS: self._across}
         return {name: compatibility(old, self._new, alignment) for name, old in teachers.items()}
 
     def steps(self, settings: Mapping[str, Any], runs: int) -> Turns:
@@ -141,7 +141,7 @@ class Contest:
         counted = batch["labels"][:, 1:] != IGNORED
         new_states, new_head = self._new.states(batch, counted)
         plain = plain_loss(states, head, new_head(new_states), self._across, batch, "weight" in settings)
-        plain.backward()
+        torch.autograd.backward(plain)
         assert states.grad is not None
         assert abs(loss / plain.item() - 1) < TOLERANCE, f"a loss of {loss}, and the plain script's is {plain.item()}"
         assert (gradient - states.grad).norm() < TOLERANCE * states.grad.norm(), (
@@ -198,7 +198,7 @@ def loss_and_gradient(objective: Objective, batch: Batch, hidden: Tensor, head: 
     """Of a batch, with respect to the student's states."""
     states = hidden.clone().requires_grad_()
     total, _, _ = objective(batch)(states, head)
-    total.backward()
+    torch.autograd.backward(total)
     assert states.grad is not None
     return float(total.detach()), states.grad
 

@@ -248,7 +248,7 @@ def ours(
         with watch.aside():
             student = work.student()
         new = teachers.new(student, sharded=False)
-        assert new
+        assert old and new
         objective = _trl_objective(student, old, new) if trl_kernel else compatibility(old, new, alignment)
     settings = TrainingSettings(
         epochs=work.epochs,

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
-from summarise import header, row
+from summarise import against, header, row
 
 from muscle.demo.stages import TASKS
 from muscle.recipes.prepare_world import prepare
@@ -94,6 +94,8 @@ PROOF = {
     "old teacher": Arm({"weight": "always_old"}),
 }
 ARMS = {"choose": CHOOSE, "proof": PROOF}
+PAIRS = (("auto", "ce"), ("auto", "muscle"), ("muscle", "ce"), ("old teacher", "ce"))
+"""Whose flips are held against whose."""
 
 
 def plan(seed: int, kind: str, arms: str, split: Any, data: Path, length: float) -> list[Stage]:
@@ -135,7 +137,9 @@ def table(root: Path, seeds: list[int], arms: str, split: str) -> list[str]:
             logs = [root / str(seed) / kind / f"logs-{split}" / task for seed in seeds]
             names = [*REFERENCES[arms][1:]]
             names += [name for name, arm in ARMS[arms].items() if kind in arm.kinds and task in arm.tasks]
-            lines += ["", *header(f"{task}, {kind}"), *(row(name, logs, name) for name in names)]
+            lines += ["", *header(f"{task}, {kind}"), *(row(name, logs, name) for name in names), ""]
+            pairs = [(name, other) for name, other in PAIRS if name in names and other in names]
+            lines += [against(f"{task}, {kind}", name, other, logs) for name, other in pairs]
     return lines
 
 

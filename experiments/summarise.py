@@ -75,7 +75,7 @@ def _summarise(runs: list[Path]) -> list[str]:
         lines += ["", *header(task, "kept"), f"| {LABELS['old']} | {100 * old:.1f} |{' |' * len(COLUMNS)}"]
         lines += [f"{row(LABELS[method], logs, method)} {_kept(runs, task, method)} |" for method in MODELS[1:]]
         pairs = (("muscle", "cross_entropy"), ("auto", "cross_entropy"), ("auto", "muscle"), ("auto", "ensemble"))
-        lines += ["", *(_against(task, method, other, logs) for method, other in pairs)]
+        lines += ["", *(against(task, method, other, logs) for method, other in pairs)]
         lines += [_medians(task, method, logs) for method in ("muscle", "auto", "ensemble")]
     return lines
 
@@ -97,13 +97,15 @@ def _chosen(search: dict[str, Any]) -> str:
     return f"{trial['name'].removeprefix('mixture ')} ({trial['best_epoch']} of {trial['epochs']})"
 
 
-def _against(task: str, method: str, other: str, logs: list[Path]) -> str:
+def against(task: str, method: str, other: str, logs: Sequence[Path]) -> str:
+    """The paired test of two methods' flips, over the log folders of several runs."""
     alignments = [compare_method(log, method, baseline=other)[1] for log in logs]
     fixed, made = sum(alignment.fixed for alignment in alignments), sum(alignment.made for alignment in alignments)
     p = mcnemar_mid_p(fixed, made)
     seeds = ", ".join(f"{alignment.fixed}/{alignment.made}" for alignment in alignments)
+    names = [LABELS.get(name, name) for name in (other, method)]
     return (
-        f"- {task}: of the flips of {LABELS[other]}, {LABELS[method]} fixes {fixed} and makes {made} new "
+        f"- {task}: of the flips of {names[0]}, {names[1]} fixes {fixed} and makes {made} new "
         f"(by seed {seeds}); mid-p {p:.2g}."
     )
 
