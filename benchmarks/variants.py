@@ -248,7 +248,8 @@ def ours(
         with watch.aside():
             student = work.student()
         new = teachers.new(student, sharded=False)
-        assert old and new
+        assert old
+        assert new
         objective = _trl_objective(student, old, new) if trl_kernel else compatibility(old, new, alignment)
     settings = TrainingSettings(
         epochs=work.epochs,
