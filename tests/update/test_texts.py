@@ -450,7 +450,7 @@ def test_states_and_answers_of_other_weights_lie_elsewhere(world: Path, tmp_path
     texts = teacher_cache.Texts(data.training, data.collator)
 
     def folders(**settings: Any) -> list[Path]:
-        states = adapters._state_folders(tmp_path, {"new": model}, texts, AlignmentSettings())
+        states = adapters._state_folders(tmp_path, {"new": model}, texts, None, AlignmentSettings())
         return [states["new"], answers_folder(tmp_path, model, model, task, EvaluationSettings(**settings))]
 
     before = folders()
