@@ -218,7 +218,8 @@ def _word_starts(tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
     Those that start with no letter or digit, or with a letter of a script that has no spaces between words.
     """
-    first = [text.decode("utf-8", "ignore")[:1] if text else " " for text in surfaces(tokenizer)]
+    texts = [text or b" " for text in surfaces(tokenizer)]  # special tokens end a word, too
+    first = ["" if 0x80 <= text[0] < 0xC0 else text.decode("utf-8", "ignore")[:1] for text in texts]
     return torch.tensor([bool(letter) and (not letter.isalnum() or _stands_alone(letter)) for letter in first])
 
 
