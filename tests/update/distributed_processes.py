@@ -74,8 +74,7 @@ def sharded(model: PeftModel) -> PeftModel:
 def shard_with_fsdp2(out: Path) -> None:
     """Loss and gradient of one batch of all texts, the validation cross-entropy, and the saved adapter."""
     model, objective = sharded(student()), compatibility()
-    teachers = Compatibility(*(type(t)(sharded(t.model)) for t in (objective.old, objective.new)), objective.weight,
-                             2.0, False, objective.ce_share)  # fmt: skip
+    teachers = Compatibility(*(type(t)(sharded(t.model)) for t in (objective.old, objective.new)), objective.aims)
     (batch,) = SharedLoader(TRAINING, 20, COLLATOR)  # 20 texts, and one
     total, own_count, sums = outcome(model, teachers, batch)
     device = torch.device("cpu")

@@ -542,3 +542,12 @@ def test_a_search_keeps_teachers_on_disk(recipe: Recipe, tmp_path: Path) -> None
     plain, auto = (forecast.bytes_of(_stage(plan, f"adapters/sums/{name}"), inputs) for name in methods)
     assert plain.host > auto.host == 0
     assert auto.passing == plain.passing + plain.host
+
+
+def test_a_configuration_may_name_its_precision() -> None:
+    """As one that was read and written again does."""
+    config = AutoConfig.for_model("llama", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
+    plain = {"dtype": "auto", "quantization": None}
+    for dtype in ("bfloat16", torch.bfloat16):
+        config.dtype = dtype
+        assert memory.base_bytes(config, plain) == memory.base_bytes(config, {**plain, "dtype": "float32"}) / 2

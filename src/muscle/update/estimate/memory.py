@@ -208,8 +208,8 @@ def _kind() -> str:
 
 
 def _dtype(base: Mapping[str, Any], config: PretrainedConfig) -> torch.dtype:
-    named: Any = getattr(torch, base["dtype"]) if base["dtype"] != "auto" else config.dtype
-    found: torch.dtype = named or torch.float32
+    named = (base["dtype"] if base["dtype"] != "auto" else config.dtype) or torch.float32
+    found: torch.dtype = getattr(torch, named) if isinstance(named, str) else named  # a configuration may have either
     return found
 
 
