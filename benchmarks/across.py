@@ -38,7 +38,7 @@ from muscle.update.recipe import TrainingSettings
 from muscle.update.rows import Targets
 from muscle.update.teacher_cache import HEAD, ROWS, compute_states
 from muscle.update.teacher_cache import Texts as Sources
-from muscle.update.teachers import CachedTeacher
+from muscle.update.teachers import CachedTeacher, LiveTeacher
 from muscle.update.tokenized import IGNORED, PaddingCollator, TokenizedExamples
 from muscle.update.trainer import train
 
@@ -101,9 +101,9 @@ class Contest:
         self._same = CachedTeacher(compute_states(old, self.texts, "auto", None, _silent), Head.of(old))
         starts = torch.zeros(len(theirs), dtype=torch.bool)
         self._old, self._word = old, starts
-        said = read_likelihoods(old, self.old_texts, starts, None, _silent)
+        said = read_likelihoods(LiveTeacher(old), self.old_texts, starts, None, _silent)
         # random weights know no words: every common boundary ends a chunk
-        self._across = ChunkTeacher.by_chunk(said, self.parts, self.texts, 0.0)
+        self._across = ChunkTeacher.by_chunk(said, self.parts, self.texts)
 
     def model(self, seed: int) -> Any:
         """A task model."""
@@ -176,7 +176,7 @@ class Contest:
             compute_states(self._old, self.texts, "auto", folders[SAME], _silent)
 
         def across() -> None:
-            read_likelihoods(self._old, self.old_texts, self._word, folders[ACROSS], _silent)
+            read_likelihoods(LiveTeacher(self._old), self.old_texts, self._word, folders[ACROSS], _silent)
             Chunks.of(self.data, self.old_data)
 
         turns = Turns.of({SAME: same, ACROSS: across}, runs)

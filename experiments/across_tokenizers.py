@@ -70,6 +70,7 @@ CHOOSE = {
     "ce": Arm({"weight": None}, kinds=BOTH),
     "muscle": Arm({}, kinds=BOTH),
     "muscle, tau 1": Arm(TAU_1),
+    "muscle, combined": Arm({"across": "combined"}),
     "muscle, likelihood": Arm({"across": "likelihood", **TAU_1}, kinds=("twin",)),
     "mixture": Arm(MIX, ANSWER, BOTH),
     "mixture, tau 1": Arm({**MIX, **TAU_1}, ANSWER),
@@ -78,11 +79,16 @@ CHOOSE = {
     "mixture, texts, tau 1": Arm({**MIX, "across": "texts", **TAU_1}, ANSWER),
     "mixture, shared": Arm({**MIX, "across": "shared"}, ANSWER),
     "mixture, projected": Arm({**MIX, "across": "projected"}, ANSWER),
+    "mixture, combined": Arm({**MIX, "across": "combined"}, ANSWER),
     "mixture, ranks": Arm({**MIX, "across": "ranks"}, ANSWER),
     "all choices, tau 1": Arm({**MIX, **CHOICES, **TAU_1}, ANSWER, BOTH, ("scenes",)),
     "all choices, shared": Arm({**MIX, **CHOICES, "across": "shared"}, ANSWER, ("changed",), ("scenes",)),
+    "all choices, combined": Arm({**MIX, **CHOICES, "across": "combined"}, ANSWER, ("changed",), ("scenes",)),
     "all choices, level choice": Arm({**MIX, **CHOICES, "level": "choice"}, ANSWER, BOTH, ("scenes",)),
     "unlabelled, tau 1": Arm({**MIX, "unlabelled": True, **TAU_1}, {**ANSWER, "epochs": 3}, BOTH, ("sums",)),
+    "unlabelled, combined": Arm(
+        {**MIX, "unlabelled": True, "across": "combined"}, {**ANSWER, "epochs": 3}, ("changed",), ("sums",)
+    ),
     "unlabelled, projected": Arm(
         {**MIX, "unlabelled": True, "across": "projected"}, {**ANSWER, "epochs": 3}, ("changed",), ("sums",)
     ),
@@ -90,7 +96,7 @@ CHOOSE = {
 PROOF = {
     "ce": Arm({"weight": None}, kinds=BOTH),
     "muscle": Arm({}, kinds=BOTH),
-    "auto": Arm({"search": {"lengths": [0.5, 1.0]}}, kinds=BOTH),
+    "auto": Arm({"search": {"lengths": [0.5, 1.0], "floor": 0.0}}, kinds=BOTH),
     "old teacher": Arm({"weight": "always_old"}),
 }
 ARMS = {"choose": CHOOSE, "proof": PROOF}

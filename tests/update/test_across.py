@@ -17,8 +17,9 @@ from muscle.update.alignment_settings import AlignmentSettings, EmphasisName, We
 from muscle.update.comparison import Scales
 from muscle.update.heads import Head
 from muscle.update.objectives import compatibility
-from muscle.update.old_teachers import ChunkTeacher
+from muscle.update.old_teachers import ChunkTeacher, TranslatedTeacher
 from muscle.update.rows import Outcome
+from muscle.update.teacher_cache import States
 from muscle.update.tokenized import IGNORED
 
 from .reference import argmax, kl, softmax
@@ -132,7 +133,14 @@ def cases(draw: st.DrawFn, whole: bool = False) -> Case:
     likelihood = -4 * torch.rand(len(numbers), dtype=torch.float64, generator=generator)
     right = torch.rand(len(numbers), generator=generator) < 0.5
     models = (said(3 * seed + k, V + wide * k, texts=sum(sizes)) for k in range(2))
-    teacher = ChunkTeacher(starts, renumbered, likelihood, right)
+    alone = None
+    if not whole and draw(st.booleans()):  # of some chunks of one token the old model says more
+        lone = [number for number in numbers.values() if (renumbered == number).sum() == 1 and draw(st.booleans())]
+        place = torch.tensor([lone.index(number) if number in lone else -1 for number in renumbered.tolist()])
+        states = torch.randn(len(lone), V, dtype=torch.float64, generator=generator)
+        head, translation = Head(nn.Identity()), lambda old, student, t: old + 0 * student * t
+        alone = TranslatedTeacher(starts, place.long(), States(states, (), states.dtype), head, translation)
+    teacher = ChunkTeacher(starts, renumbered, likelihood, right, alone)
     return Case(rows, *models, teacher, chunk=draw(st.integers(1, 12)), trained=draw(st.booleans()))
 
 
@@ -148,6 +156,8 @@ class Row:
     student: Tensor
     """(V,), with a graph."""
     new: list[float]
+    old: list[float] | None
+    """Logits, where the old model says more than the chunk's likelihood."""
 
     def likelihood(self, model: str) -> float:
         logits = self.student.tolist() if model == "student" else self.new
@@ -165,15 +175,18 @@ def rows_of(case: Case, student: Tensor) -> list[Row]:
     for place, source in enumerate(case.rows["index"].tolist()):
         before = (case.rows["labels"][place, 1:] != IGNORED).nonzero()[:, 0].tolist()
         for i, position in enumerate(before):
+            target, alone = case.old.starts[source] + i, case.old.alone
+            told = alone is not None and alone.place[target] >= 0
             found.append(
                 Row(
                     place,
                     int(case.rows["item"][place]),
                     bool(case.rows["right"][place]),
                     int(case.rows["labels"][place, position + 1]),
-                    int(case.old.chunk[case.old.starts[source] + i]),
+                    int(case.old.chunk[target]),
                     student[place, position],
                     case.new[source, position, :shared].tolist(),
+                    alone.states.rows[alone.place[target]].tolist() if alone and told else None,
                 )
             )
     return found
@@ -269,9 +282,14 @@ def test_every_objective_across_tokenizers_is_the_references(
     for row in rows:
         share, times = (w[row.chunk], r[row.chunk]) if row.chunk >= 0 else (0.0, 1.0)
         z, target = row.student[: len(row.new)], torch.tensor(row.new, dtype=torch.float64)
+        if row.old is not None:
+            target = share * torch.tensor(row.old, dtype=torch.float64) + (1 - share) * target
         p, q = (target / t).softmax(-1), (z / t).softmax(-1)
         distance = (p * (p / q).log()).sum()
         ce = -row.student.softmax(-1)[row.gold].log()
+        if row.old is not None and share:
+            loss = loss + factor(settings) * times * share * distance
+            seen["old_divergence"] += share * distance.item()
         if "new" in settings.teachers:
             loss = loss + factor(settings) * times * (1 - share) * distance
             seen["new_divergence"] += (1 - share) * distance.item()
@@ -279,7 +297,7 @@ def test_every_objective_across_tokenizers_is_the_references(
         seen["cross_entropy"] += ce.item()
         seen["token_accuracy"] += argmax(row.student.tolist()) == row.gold
         seen["aligned_to_old"] += share
-    for c in w:
+    for c in w.keys() - {row.chunk for row in rows if row.old is not None}:
         ours = sum((row.student.log_softmax(-1)[row.gold] for row in rows if row.chunk == c), torch.zeros(()))
         theirs = case.old.likelihood[c]
         if tau is None:

@@ -36,6 +36,7 @@ from muscle.update.recipe import Base, EvaluationSettings, LoraSettings, Recipe,
 from muscle.update.recipe_file import read_recipe
 from muscle.update.scratch import train_tokenizer
 from muscle.update.teacher_cache import Texts, compute_states
+from muscle.update.teachers import LiveTeacher
 from muscle.update.tokenized import PaddingCollator, TokenizedExamples
 
 from . import commands
@@ -186,21 +187,22 @@ def _aligned(recipe: Recipe, work: Path, **alignment: Any) -> tuple[Stage, Input
     return _stage(plan, "adapters/sums/muscle"), _inputs(plan, work)
 
 
-def test_an_old_teacher_with_another_tokenizer_leaves_likelihoods_of_its_own_tokens(
+def test_an_old_teacher_with_another_tokenizer_leaves_what_it_says_of_its_own_tokens(
     recipe: Recipe, retokenized: Recipe, tmp_path: Path
 ) -> None:
-    stage, inputs = _aligned(retokenized, tmp_path)
+    stage, inputs = _aligned(retokenized, tmp_path, across="likelihood")
     assert _inputs([stage], tmp_path).texts(_stage(Plan(recipe).stages(), stage.name)).old_targets is None
     folder = Path(stage.settings["old"]["base"]["base"])
     rows = stages.task_of(stage.settings["task"], None).examples("training")
     theirs = Texts(TokenizedExamples(rows, AutoTokenizer.from_pretrained(folder)), PaddingCollator(0))
     network = LlamaForCausalLM(AutoConfig.from_pretrained(folder))
-    said = read_likelihoods(network, theirs, torch.zeros(0, dtype=torch.bool), None, lambda *_: None)
+    said = read_likelihoods(LiveTeacher(network), theirs, torch.zeros(0, dtype=torch.bool), None, lambda *_: None)
     kept = sum(each.nbytes for each in vars(said).values())
     assert memory.cache_bytes(stage, inputs, "old", inputs.texts(stage)) == kept
-    stage, inputs = _aligned(retokenized, tmp_path, across="shared")
     states = compute_states(network, theirs, "auto", None, lambda *_: None)
-    assert memory.cache_bytes(stage, inputs, "old", inputs.texts(stage)) == states.rows.nbytes
+    for across in (None, "shared"):
+        stage, inputs = _aligned(retokenized, tmp_path, across=across)
+        assert memory.cache_bytes(stage, inputs, "old", inputs.texts(stage)) == states.rows.nbytes
     # named, it goes that way with one tokenizer as well
     stage, inputs = _aligned(recipe, tmp_path, across="texts")
     assert memory.cache_bytes(stage, inputs, "old", inputs.texts(stage)) == 9 * inputs.texts(stage).targets
@@ -211,7 +213,7 @@ def test_an_old_teacher_with_another_tokenizer_is_gone_before_training(
 ) -> None:
     found = {}
     for cache in ("memory", "disk", "off"):
-        stage, inputs = _aligned(retokenized, tmp_path, teacher_cache=cache)
+        stage, inputs = _aligned(retokenized, tmp_path, teacher_cache=cache, across="likelihood")
         found[cache] = forecast.bytes_of(stage, inputs)
     kept = memory.cache_bytes(stage, inputs, "old", inputs.texts(stage))
     new = memory.cache_bytes(stage, inputs, "new", inputs.texts(stage))

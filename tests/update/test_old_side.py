@@ -22,7 +22,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from muscle.errors import MuscleError
 from muscle.update import old_side, two_models
 from muscle.update.adapters import cache_teacher, train_compatibility_adapter
-from muscle.update.alignment_settings import Across, AlignmentSettings
+from muscle.update.alignment_settings import MATCHED, Across, AlignmentSettings
 from muscle.update.answers import keep_answers
 from muscle.update.chunks import Chunks
 from muscle.update.ensemble import Ensemble
@@ -30,7 +30,7 @@ from muscle.update.generation import Generated
 from muscle.update.lora import add_adapter
 from muscle.update.models import load_base, load_task_model, load_tokenizer
 from muscle.update.old_side import OldSide, way_across
-from muscle.update.old_teachers import ChunkTeacher, Likelihoods
+from muscle.update.old_teachers import ChunkTeacher, Likelihoods, joined
 from muscle.update.recipe import (
     Base,
     EvaluationSettings,
@@ -142,7 +142,7 @@ def pieces(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --------------------------------------------------------------------------------------- the same model, renamed words
 
 
-@pytest.mark.parametrize("across", ["shared", "projected"])
+@pytest.mark.parametrize("across", ["shared", "projected", "combined"])
 @pytest.mark.parametrize(
     "settings",
     [{}, {"weight": "mixture", "old_share": 0.6, "ce_share": 0.25}, {"weight": "always_old", "temperature": 1.0}],
@@ -151,20 +151,27 @@ def test_words_under_other_numbers_are_put_into_the_students(
     world: Path, renamed: Path, tmp_path: Path, across: Across, settings: dict[str, Any]
 ) -> None:
     same = align(world, world / "v1", tmp_path / "same", AlignmentSettings(**settings))
-    other = align(world, renamed, tmp_path / "other", AlignmentSettings(**settings, across=across))
+    every_boundary = AlignmentSettings(**settings, across=across, boundary_threshold=0.0)
+    other = align(world, renamed, tmp_path / "other", every_boundary)
     assert_alike(same, other)
     assert json.loads((other / "training.json").read_text())["texts"]["aligned"] == 1.0
 
 
-@pytest.mark.parametrize("across", [None, "likelihood", "texts", "ranks"])
-def test_likelihoods_do_not_depend_on_the_numbers_of_words(
-    world: Path, renamed: Path, tmp_path: Path, across: Across | None
-) -> None:
+def test_nothing_has_to_be_set(world: Path, renamed: Path, tmp_path: Path) -> None:
+    """Where the words are the same under other numbers, what is learnt is the same, too."""
     settings = AlignmentSettings(weight="mixture", old_share=0.7, temperature=1.0)
-    same = align(world, world / "v1", tmp_path / "same", replace(settings, across=across or "likelihood"))
-    other = align(world, renamed, tmp_path / "other", replace(settings, across=across))
+    assert_alike(*(align(world, old, tmp_path / old.name, settings) for old in (world / "v1", renamed)))
+
+
+@pytest.mark.parametrize("across", ["likelihood", "texts", "ranks"])
+def test_likelihoods_do_not_depend_on_the_numbers_of_words(
+    world: Path, renamed: Path, tmp_path: Path, across: Across
+) -> None:
+    settings = AlignmentSettings(weight="mixture", old_share=0.7, temperature=1.0, across=across)
+    same = align(world, world / "v1", tmp_path / "same", settings)
+    other = align(world, renamed, tmp_path / "other", settings)
     assert_alike(same, other)
-    token_by_token = weights(align(world, world / "v1", tmp_path / "full", settings))
+    token_by_token = weights(align(world, world / "v1", tmp_path / "full", replace(settings, across=None)))
     assert any(not torch.allclose(tensor, token_by_token[name], atol=1e-3) for name, tensor in weights(other).items())
 
 
@@ -193,7 +200,7 @@ def test_training_goes_through_with_any_way_across(
     assert any(line.get("old_divergence", 0) > 0 for line in statistics)
 
 
-@pytest.mark.parametrize("across", ["likelihood", "texts", "shared", "projected", "ranks"])
+@pytest.mark.parametrize("across", get_args(Across))
 def test_the_student_comes_nearer_to_the_old_model(world: Path, pieces: Path, tmp_path: Path, across: Across) -> None:
     settings = AlignmentSettings(weight="always_old", temperature=1.0, across=across, chunk_temperature=None)
     out = align(world, pieces, tmp_path, settings, training={"epochs": 8, "learning_rate": 3e-2})
@@ -209,7 +216,7 @@ def test_chunks_of_real_models_add_up_to_their_texts(world: Path, pieces: Path) 
     said = side._likelihoods(None, silent)
     by_text = ChunkTeacher.by_text(said, side.texts, texts)
     for threshold in (0.0, 0.1, 1.0):
-        by_chunk = ChunkTeacher.by_chunk(said, side.parts, texts, threshold)
+        by_chunk = ChunkTeacher.by_chunk(said, joined(side.parts, said, texts, threshold), texts)
         assert by_chunk.likelihood.sum().item() == pytest.approx(by_text.likelihood.sum().item(), rel=1e-5)
         assert by_chunk.aligned == 1.0
     assert len(by_chunk.likelihood) == len(data.training)  # with 1 nothing ends before the text does
@@ -237,7 +244,7 @@ def test_likelihoods_are_the_models_own(world: Path, pieces: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- what is kept
 
 
-@pytest.mark.parametrize("across", [None, "texts", "shared"])
+@pytest.mark.parametrize("across", [None, "likelihood", "texts", "shared"])
 def test_what_is_kept_on_disk_is_not_computed_again(
     world: Path, pieces: Path, tmp_path: Path, across: Across | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,10 +252,11 @@ def test_what_is_kept_on_disk_is_not_computed_again(
     straight = align(world, pieces, tmp_path / "straight", settings)
     models, folder = sides(world, pieces), tmp_path / "kept"
     cache_teacher(*models, task_of(world, "scenes"), "all", "auto", folder, silent, across=across)
-    if across != "shared":
-        assert {file.name for file in folder.iterdir()} == {"likelihoods.safetensors", "likelihoods.json"}
-    for module, name in ((old_side, "read_likelihoods"), (old_side, "compute_states")):
-        monkeypatch.setattr(module, name, None)
+    likelihoods = {file.name for file in folder.iterdir()} == {"likelihoods.safetensors", "likelihoods.json"}
+    assert likelihoods == (across in MATCHED)
+    monkeypatch.setattr(old_side, "compute_states", None)
+    if likelihoods:
+        monkeypatch.setattr(old_side, "read_likelihoods", None)
     kept = {"teacher_states": {"old": folder, "new": tmp_path / "none"}}
     again = align(world, pieces, tmp_path / "again", replace(settings, teacher_cache="disk"), **kept)
     assert_alike(straight, again, 0)
@@ -314,7 +322,8 @@ def test_a_chunk_that_begins_no_word_belongs_to_the_one_before(data: Any, thresh
     parts_of = Chunks(np.array(student, dtype=np.int64), np.array(old, dtype=np.int64), count, 1.0)
 
     rows: Any = SimpleNamespace(starts=starts)
-    teacher = ChunkTeacher.by_chunk(Likelihoods(gold, right, begins.reshape(-1)), parts_of, rows, threshold)
+    said = Likelihoods(gold, right, begins.reshape(-1))
+    teacher = ChunkTeacher.by_chunk(said, joined(parts_of, said, rows, threshold), rows)
 
     merged: list[list[int]] = []
     for numbers in texts:

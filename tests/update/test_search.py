@@ -22,7 +22,6 @@ from muscle.update import run as update_run
 from muscle.update.adapters import Size
 from muscle.update.alignment_settings import AlignmentSettings, SearchSettings
 from muscle.update.candidates import candidates, halving, schedule
-from muscle.update.heads import UnknownHeadError
 from muscle.update.judging import Figures, Judge
 from muscle.update.recipe import Base, EvaluationSettings, LoraSettings, TaskModel, TaskSettings, TrainingSettings
 from muscle.update.recipe_file import make_recipe
@@ -132,19 +131,10 @@ def test_without_offsets_no_training_is_on_answers_alone(choices: int) -> None:
     assert not any(each.training for each in found)
 
 
-@pytest.mark.parametrize("choices", [0, 4, 20])
-def test_an_old_model_with_another_tokenizer_is_heard_in_two_ways(choices: int) -> None:
-    plain, found = (
-        candidates(AlignmentSettings(), choices, True),
-        candidates(AlignmentSettings(), choices, True, True, True),
-    )
-    ways = [each.alignment["across"] for each in found[:-1]]
-    assert ways == ["shared", "likelihood"] * len(plain[:-1])
-    for mine, before in zip(found[:-1:2], plain, strict=False):
-        assert mine.alignment == {**before.alignment, "across": "shared"}
-    assert len({each.name for each in found}) == len(found)
-    named = candidates(AlignmentSettings(across="texts"), choices, True, True, True)
-    assert [each.name for each in named] == [each.name for each in plain]
+@pytest.mark.parametrize("across", [None, "texts"])
+def test_the_way_to_hear_an_old_model_with_another_tokenizer_is_the_recipes(across: Any) -> None:
+    given = AlignmentSettings(across=across)
+    assert all(merged(given, each.alignment).across == across for each in candidates(given, 4, True))
 
 
 # What is measured.
@@ -460,24 +450,6 @@ def test_a_trial_that_diverges_is_passed_over(trainings: Trainings, tmp_path: Pa
     assert len(trainings.done) == trained
 
 
-def test_a_way_across_that_the_old_model_does_not_allow_is_passed_over(
-    trainings: Trainings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(search, "tokenizer_difference", lambda *_: "they differ")
-    train = trainings.train
-
-    def unknown(*arguments: Any, **settings: Any) -> None:
-        if arguments[3].across == "shared":
-            raise UnknownHeadError("its head is not known")
-        train(*arguments, **settings)
-
-    monkeypatch.setattr(search, "train_compatibility_adapter", unknown)
-    record = trainings.search(tmp_path)
-    failed = {trial["alignment"].get("across"): trial["failed"] for trial in record["trials"]}
-    assert failed == {"shared": "its head is not known", "likelihood": None}
-    assert record["trials"][record["chosen"]]["alignment"]["across"] == "likelihood"
-
-
 def test_a_head_that_every_trial_reads_must_be_known(
     trainings: Trainings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -485,7 +457,7 @@ def test_a_head_that_every_trial_reads_must_be_known(
 
     def unknown(*arguments: Any, **_: Any) -> None:
         asked.append(arguments[3])
-        raise UnknownHeadError("its head is not known")
+        raise MuscleError("its head is not known")
 
     monkeypatch.setattr(search, "train_compatibility_adapter", unknown)
     with pytest.raises(MuscleError, match=r"^its head is not known$"):
@@ -504,7 +476,6 @@ def test_answers_alone_are_learnt_from_where_both_tokenizers_tell_where_they_beg
         return SimpleNamespace(is_fast=False) if base.base.endswith(slow) else tokenizer
 
     monkeypatch.setattr(search, "load_tokenizer", loaded)
-    monkeypatch.setattr(search, "tokenizer_difference", lambda *_: "they differ")
     record = trainings.search(tmp_path)
     assert not any("tokens" in trial["training"] for trial in record["trials"])
 

@@ -67,6 +67,9 @@ class ChunkComparison(Comparison):
     A chunk's loss depends on a token's logits through that token's likelihood alone: its gradient is that of the
     tokens' cross-entropies, each times minus the loss's derivative by the chunk's log-likelihood.
 
+    Where the old teacher says something of all tokens (`ChunkRows.alone`), the token's divergence from
+    softmax((w z_old + (1 - w) z_new) / T) stands for both terms.
+
     With the level "choice" a chunk is a whole text, whose total log-likelihood under the teacher is
     w l_old + (1 - w) l_new.
     """
@@ -86,22 +89,26 @@ class ChunkComparison(Comparison):
                 else {name: column[rows] for name, column in ahead.items()}
             )
             ce = ce_share[rows] if isinstance(ce_share, Tensor) else ce_share
-            rest, heard = noted["rest"], bool(noted["rest"].any())
+            old, new = noted["old_share"], noted["new_share"]
+            heard = bool((old + new).any())
             noted |= {"token_accuracy": (logits.argmax(-1) == gold[rows]).float()}
             return Aim(
                 gold[rows],
                 ce_share=ce - share * noted["slope"],
-                teacher=self._new_teacher(rest, rows, shared) if heard else None,
+                teacher=self._told(logits[:, :shared], old, new, rows) if heard else None,
                 distance=aims.distance,
-                distance_share=aims.divergence_share * rest * noted["times"],
+                distance_share=aims.divergence_share * (old + new) * noted["times"],
                 temperature=aims.temperature,
-                noted=noted if heard else noted | {"distance": torch.zeros_like(rest)},
+                noted=noted if heard else noted | {"distance": torch.zeros_like(new)},
             )
 
         total, by_row = loss_of_rows(states, head, take, slices)
-        slope, rest, times = (by_row.pop(name) for name in ("slope", "rest", "times"))
+        slope, times, old, new, distance = (
+            by_row.pop(name) for name in ("slope", "times", "old_share", "new_share", "distance")
+        )
         known = share * (times * by_row["old_divergence"] + slope * by_row["cross_entropy"]).sum()
-        return total + known.detach(), by_row | {"new_divergence": rest * by_row.pop("distance")}
+        by_row["old_divergence"] = by_row["old_divergence"] + old * distance
+        return total + known.detach(), by_row | {"new_divergence": new * distance}
 
     @torch.no_grad()
     def _totals(self, states: Tensor, head: Head, shared: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,21 +139,27 @@ class ChunkComparison(Comparison):
     def _judged(self, found: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
         """Of rows that hold their chunks whole, by what models say of them: each (c,), as `_tokens` reads them.
 
-        The chunk's w as `aligned_to_old`, the new teacher's `rest`, r as `times`, and w r times the `slope` of the
-        chunk's loss; and at the first row of a chunk its `old_divergence`.
+        The chunk's w as `aligned_to_old`; r as `times`; the parts of the row's divergence that are the old and the new
+        teacher's, `old_share` and `new_share`; and of a chunk that is compared by its likelihood w r times the `slope`
+        of its loss, and at its first row its `old_divergence`.
         """
         said, aims = self.said.part(rows), self.aims
         facts = self._chunk_facts(found, said, rows)
         w_chunk, r_chunk = self._weigh(facts, rows)
         ours, theirs, tau = facts["student_gold"], said.likelihood, aims.chunk_temperature
-        slope = w_chunk * matching_slope(ours, theirs, tau)
         w, times = said.of_rows(w_chunk, 0.0), torch.ones_like(found["student_gold"])
+        old_share = torch.zeros_like(w)
+        if said.alone:
+            alone = said.alone.place >= 0
+            old_share, w_chunk = w * alone, w_chunk.index_fill(0, said.chunk[alone], 0.0)
+        slope = w_chunk * matching_slope(ours, theirs, tau)
         if r_chunk is not None:
             slope, times = slope * r_chunk, said.of_rows(r_chunk, 1.0)
         divergence = (w_chunk * likelihood_matching(ours, theirs, tau)).to(ours.dtype)
         return {
             "aligned_to_old": w,
-            "rest": 1 - w if self.new else torch.zeros_like(w),
+            "old_share": old_share,
+            "new_share": 1 - w if self.new else torch.zeros_like(w),
             "times": times,
             "slope": said.of_rows(slope, 0.0),
             "old_divergence": ours.new_zeros(len(w)).index_copy(0, said.first, divergence),
@@ -193,14 +206,20 @@ class ChunkComparison(Comparison):
         whole["tokens"] = chunk.bincount(minlength=count)
         return whole
 
-    def _new_teacher(self, rest: Tensor, rows: slice, shared: int) -> Tensor:
-        """Logits (c, S) of the new teacher, asked only where it has a say."""
-        assert self.new
-        index = rest.nonzero()[:, 0]
-        if len(index) == len(rest):
-            return self.new.logits(rows)[:, :shared]
-        part = self.new.logits(rows, index)[:, :shared]
-        return part.new_zeros(len(rest), shared).index_copy_(0, index, part)
+    def _told(self, student: Tensor, old_share: Tensor, new_share: Tensor, rows: slice) -> Tensor:
+        """Logits (c, S) of old and new teacher in their proportions, each asked only where it has a say."""
+        count, shared = student.shape
+        index, told = new_share.nonzero()[:, 0], student.new_zeros(())
+        if len(index):
+            assert self.new
+            told = self.new.logits(rows, slice(None) if len(index) == count else index)[:, :shared]
+            if len(index) < count:
+                told = told.new_zeros(count, shared).index_copy_(0, index, told)
+        if not old_share.any():
+            return told
+        assert self.said.alone
+        old = self.said.alone.logits(student, rows, self.aims.temperature)
+        return old * old_share[:, None] + told * (1 - old_share)[:, None]
 
 
 @dataclass(frozen=True)

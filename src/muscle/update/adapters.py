@@ -147,6 +147,7 @@ def cache_teacher(
     unlabelled: bool = False,
     answers: Path | None = None,
     across: Across | None = None,
+    level: str = "token",
 ) -> None:
     """Keep on disk what a teacher says of a task's training texts, for all trainings that will ask.
 
@@ -162,6 +163,7 @@ def cache_teacher(
         unlabelled: Whether inputs without labels are read as well.
         answers: The folder where `answers.keep_answers` has kept texts of these; needed for gold texts.
         across: How an old teacher with another tokenizer is heard, as in `AlignmentSettings`.
+        level: What is compared with it, likewise.
 
     Raises:
         MuscleError: A model or the task's data cannot be loaded, or the states do not fit on the disk.
@@ -170,7 +172,7 @@ def cache_teacher(
     examples = unlabelled_texts(task, load_tokenizer(new.base), texts, answers) if unlabelled else []
     data = TaskData(new.base, task, tokens, texts, examples)
     rows, teacher = Texts(data.training, data.collator), old or new
-    across = way_across(old, new, data, task, across) if old else None
+    across = way_across(old, new, data, task, across, level) if old else None
     if old and across:
         OldSide(old, task, data, tokens, texts, across).keep(kept, destination, report)
         return

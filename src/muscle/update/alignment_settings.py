@@ -23,7 +23,7 @@ WeightName = Literal[
 ]
 MIXTURES = ("mixture", "old_right_else_mixture", "old_right_item_else_mixture")
 """The weights that are 1 everywhere with an old_share of 1."""
-Across = Literal["likelihood", "texts", "shared", "projected", "ranks"]
+Across = Literal["combined", "likelihood", "texts", "shared", "projected", "ranks"]
 EmphasisName = Literal["focal", "constrained", "old_likelihood"]
 
 PLAIN = {"texts": "gold", "unlabelled": False, "level": "token", "distance": "divergence", "emphasis": None}
@@ -77,8 +77,9 @@ class AlignmentSettings(Settings, frozen=True, kw_only=True):
     """How an old model with another tokenizer is heard. likelihood: by how likely it finds stretches of text between
     boundaries that both tokenizations have (ALM); texts: by how likely it finds each whole text; and, on tokens that
     both have alone, shared: by its probabilities of tokens that both vocabularies hold, projected: of all tokens, each
-    as the student would begin it, ranks: by sorted probabilities (ULD). null: likelihood if the tokenizers differ on
-    any text, and token by token if they do not."""
+    as the student would begin it, ranks: by sorted probabilities (ULD); combined: there as shared, elsewhere by
+    likelihood. null: token by token if the tokenizers agree on all texts, else combined, or with level: choice
+    likelihood."""
     chunk_temperature: Positive | None = 100.0
     """tau of ALM, which compares likelihoods to the power 1/tau; null: its limit."""
     boundary_threshold: Share = 0.1
@@ -121,11 +122,16 @@ NEED_WHOLE = ("sequence_likelihood", "old_right_item_else_mixture", "likelier", 
 MATCHED = ("likelihood", "texts")
 """Ways across tokenizers that know the likelihood of the gold text alone."""
 TRANSLATED = ("shared", "projected", "ranks")
-"""Those that put distributions over tokens into other tokens."""
+"""Those that know distributions over tokens alone, put into other tokens; combined knows both."""
 LOGITS_ACROSS = (
-    "distance: logits compares tokens, and an old model with another tokenizer is heard by likelihoods; set distance "
-    "to divergence, or across to shared or projected"
+    "distance: logits compares tokens, and an old model with another tokenizer is heard by likelihoods, too; set "
+    "distance to divergence, or across to shared or projected"
 )
+
+
+def default_across(level: str) -> Across:
+    """How an old model with another tokenizer is heard where the settings do not say it."""
+    return "likelihood" if level == "choice" else "combined"
 
 
 def check_alignment(settings: AlignmentSettings, tokens: TargetTokens) -> str | None:
@@ -154,11 +160,11 @@ def check_alignment(settings: AlignmentSettings, tokens: TargetTokens) -> str | 
             return f"{key}: {name} takes each text for a right one; set texts to gold and unlabelled to false"
         if name in NEED_ANSWERS and settings.texts == "choices" and tokens == "all":
             return f"{key}: {name} would rule one context in several ways; set tokens of alignment_training to answer"
-    if settings.across in MATCHED and settings.distance == "logits":
+    if settings.across and settings.across not in TRANSLATED and settings.distance == "logits":
         return LOGITS_ACROSS
+    if settings.across and settings.across not in MATCHED and settings.level == "choice":
+        return f"across: {settings.across} is of tokens, and level: choice compares choices; leave one of them out"
     if settings.across in TRANSLATED:
-        if settings.level == "choice":
-            return f"across: {settings.across} is of tokens, and level: choice compares choices; leave one of them out"
         if settings.across == "ranks" and settings.distance == "logits":
             return "across: ranks has a distance of its own; leave distance: logits out"
         for key, name in (("weight", settings.weight), ("emphasis", settings.emphasis)):

@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from muscle.update.alignment_settings import PLAIN, AlignmentSettings, SearchSettings
 
 FEW_CHOICES = 8
 """The most choices of an item that are all learnt from."""
-SHARED, LIKELIHOOD = {"across": "shared"}, {"across": "likelihood"}
-"""Ways to hear an old model with another tokenizer; which is better depends on how many tokens both have alone."""
 ROUNDING = 1e-9
 """By how much sums of costs may pass a budget."""
 
@@ -44,9 +42,7 @@ class _Variant:
     """Which of the candidate shares of cross-entropy comes first."""
 
 
-def candidates(
-    settings: AlignmentSettings, choices: int, unlabelled: bool, offsets: bool = True, across: bool = False
-) -> list[Candidate]:
+def candidates(settings: AlignmentSettings, choices: int, unlabelled: bool, offsets: bool = True) -> list[Candidate]:
     """What is tried, the most promising first, since a small budget reaches the first ones only.
 
     The tokens of answers alone: of items with few choices with some cross-entropy, then on the texts of all choices; of
@@ -57,8 +53,6 @@ def candidates(
         choices: The most choices that an item has; 0 where answers are generated.
         unlabelled: Whether there are inputs without labels to learn from.
         offsets: Whether both tokenizers tell where an answer's tokens begin; else none is trained on these alone.
-        across: Whether the old model has another tokenizer: then, unless the settings name a way, mixtures hear it by
-            the tokens that both have alone, and by the likelihood of stretches of text.
     """
     search = settings.search or SearchSettings()
     answers = {"tokens": "answer"}
@@ -70,15 +64,14 @@ def candidates(
     else:
         variants = [_Variant(", answers", {}, answers, 0), whole]
     variants = variants if offsets else [whole]
-    ways = [SHARED, LIKELIHOOD] if across and not settings.across and offsets else [{}]
     found = []
     for turn in range(len(search.ce_shares)):
         for variant in variants:
-            for share, way in product(search.old_shares, ways):
+            for share in search.old_shares:
                 ce = search.ce_shares[(turn + variant.first_ce_share) % len(search.ce_shares)]
                 mixture = {"weight": "mixture", "old_share": share, "ce_share": ce, "temperature": 1.0}
-                name = ", ".join([f"mixture a {share:g}, CE {ce:g}{variant.suffix}", *way.values()])
-                found.append(Candidate(name, {**PLAIN, **mixture, **variant.alignment, **way}, variant.training))
+                name = f"mixture a {share:g}, CE {ce:g}{variant.suffix}"
+                found.append(Candidate(name, {**PLAIN, **mixture, **variant.alignment}, variant.training))
     return [*found, Candidate("as given", {})]
 
 

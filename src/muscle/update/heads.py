@@ -19,10 +19,6 @@ from torch import Tensor, nn
 from muscle.errors import MuscleError
 
 
-class UnknownHeadError(MuscleError):
-    """A model's logits cannot be made of its final hidden states."""
-
-
 class Head(nn.Module):
     """How final hidden states (..., H) become logits (..., V): a layer, then a scale, then a softcap.
 
@@ -194,9 +190,9 @@ def output_head(model: nn.Module) -> nn.Module:
     return head
 
 
-def unknown_head(model: nn.Module) -> UnknownHeadError:
+def unknown_head(model: nn.Module) -> MuscleError:
     """What to say of a model whose logits `Head` does not know how to make."""
-    return UnknownHeadError(
+    return MuscleError(
         f"{_architecture(model)} makes logits of its final hidden states in a way that the teacher cache does not "
         "know: set `teacher_cache: off` under `alignment`, or `across: likelihood` if it is an old model with another "
         "tokenizer"

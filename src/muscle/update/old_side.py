@@ -15,7 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from muscle.errors import MuscleError
-from muscle.update.alignment_settings import LOGITS_ACROSS, MATCHED, Across, AlignmentSettings, CacheDtype
+from muscle.update.alignment_settings import (
+    LOGITS_ACROSS,
+    TRANSLATED,
+    Across,
+    AlignmentSettings,
+    CacheDtype,
+    default_across,
+)
 from muscle.update.chunks import Chunks
 from muscle.update.heads import Head
 from muscle.update.models import load_tokenizer
@@ -23,6 +30,7 @@ from muscle.update.old_teachers import (
     ChunkTeacher,
     Likelihoods,
     TranslatedTeacher,
+    joined,
     open_likelihoods,
     read_likelihoods,
 )
@@ -34,10 +42,11 @@ from muscle.update.settings import TargetTokens
 from muscle.update.surfaces import surfaces
 from muscle.update.tasks import Task
 from muscle.update.teacher_cache import HEAD, States, Texts, check_room, compute_states, open_states, states_size
+from muscle.update.teachers import CachedTeacher, LiveTeacher, Teacher
 from muscle.update.training_data import TaskData
 from muscle.update.translations import by_rank, projected, shared_tokens
 
-TRANSLATIONS = {"shared": shared_tokens, "projected": projected, "ranks": by_rank}
+TRANSLATIONS = {"shared": shared_tokens, "projected": projected, "ranks": by_rank, "combined": shared_tokens}
 """By the name that settings use."""
 
 
@@ -60,8 +69,9 @@ def way_across(
     difference = tokenizer_difference(old.base, new.base, data.tokenizer, task, data.beyond_gold)
     if not across and not difference:
         return None
+    across = across or default_across(level)
     if across == "texts" or level == "choice":
-        return across or "likelihood"
+        return across
     for base, tokenizer in ((old.base, load_tokenizer(old.base)), (new.base, data.tokenizer)):
         if not tokenizer.is_fast:
             why = f"{difference}, and " if difference else ""
@@ -69,7 +79,7 @@ def way_across(
                 f"{why}the tokenizer of {base.base} gives no character offsets: set `across: texts` under `alignment`, "
                 "or choose a base with a fast tokenizer"
             )
-    return across or "likelihood"
+    return across
 
 
 class OldSide:
@@ -127,7 +137,7 @@ class OldSide:
         if not old or "old" not in alignment.teachers:
             return None
         across = way_across(old, new, data, task, alignment.across, alignment.level)
-        if across in MATCHED and alignment.distance == "logits":
+        if across and across not in TRANSLATED and alignment.distance == "logits":
             raise MuscleError(LOGITS_ACROSS)
         return cls(old, task, data, tokens, alignment.texts, across) if across else None
 
@@ -152,13 +162,17 @@ class OldSide:
         """
         if translate := TRANSLATIONS.get(self._across):
             states, head = self._states(alignment.cache_dtype, folder, report)
-            translation = translate(self._student.tokenizer, self._data.tokenizer)
-            return TranslatedTeacher.over(self.parts, texts, states, head, translation)
+            translated = states, head, translate(self._student.tokenizer, self._data.tokenizer)
+            if self._across != "combined":
+                return TranslatedTeacher.over(self.parts, texts, *translated)
+            said = self._read(CachedTeacher(states, head), None, report)
+            parts = joined(self.parts, said, texts, alignment.boundary_threshold)
+            return ChunkTeacher.by_chunk(said, parts, texts, TranslatedTeacher.over(parts, texts, *translated))
         said = self._likelihoods(folder, report)
         if alignment.level == "choice" or not self._cuts:
             return ChunkTeacher.by_text(said, self.texts, texts)
         threshold = math.inf if self._across == "texts" else alignment.boundary_threshold
-        return ChunkTeacher.by_chunk(said, self.parts, texts, threshold)
+        return ChunkTeacher.by_chunk(said, joined(self.parts, said, texts, threshold), texts)
 
     def keep(self, kept: CacheDtype, folder: Path, report: Report) -> None:
         """Keep on disk what `teacher` will read.
@@ -174,12 +188,15 @@ class OldSide:
     def _likelihoods(self, folder: Path | None, report: Report) -> Likelihoods:
         if folder and (kept := open_likelihoods(folder, self.texts)):
             return kept
-        model = self._data.load(self._model)
-        starts = _word_starts(self._data.tokenizer) if self._cuts else torch.zeros(0, dtype=torch.bool)
-        said = read_likelihoods(model, self.texts, starts, folder, report)
-        del model
+        teacher = LiveTeacher(self._data.load(self._model))
+        said = self._read(teacher, folder, report)
+        del teacher
         clear_device_cache(garbage_collection=True)
         return said
+
+    def _read(self, teacher: Teacher, folder: Path | None, report: Report) -> Likelihoods:
+        starts = _word_starts(self._data.tokenizer) if self._cuts else torch.zeros(0, dtype=torch.bool)
+        return read_likelihoods(teacher, self.texts, starts, folder, report)
 
     def _states(self, kept: CacheDtype, folder: Path | None, report: Report) -> tuple[States, Head]:
         if folder and (states := open_states(folder, self.texts)):

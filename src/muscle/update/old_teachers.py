@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
@@ -26,7 +26,7 @@ from muscle.update.models import device
 from muscle.update.pipeline import Report
 from muscle.update.rows import ChunkRows, TranslatedRows
 from muscle.update.teacher_cache import States, Texts
-from muscle.update.teachers import LiveTeacher
+from muscle.update.teachers import Teacher
 from muscle.update.tokenized import IGNORED
 from muscle.update.translations import Translation
 
@@ -48,12 +48,12 @@ class Likelihoods:
 
 
 def read_likelihoods(
-    model: nn.Module, texts: Texts, begins: Tensor, folder: Path | None, report: Report
+    teacher: Teacher, texts: Texts, begins: Tensor, folder: Path | None, report: Report
 ) -> Likelihoods:
-    """Run the old task model once over the training texts in its own tokens; processes share them out.
+    """Ask the old task model once about the training texts in its own tokens; processes share them out.
 
     Args:
-        model: The task model.
+        teacher: The task model, or its states over these texts.
         texts: What it reads.
         begins: Which of its tokens begin a new word, or end the text, bool (V,).
         folder: Where the numbers are kept; None: nowhere.
@@ -64,7 +64,7 @@ def read_likelihoods(
     """
     job, batches = processes(), texts.batches()
     mine = batches[job.process_index :: job.num_processes]
-    teacher, found = LiveTeacher(model), list[tuple[int, Tensor]]()
+    found = list[tuple[int, Tensor]]()
     for done, (numbers, batch) in enumerate(
         zip(mine, DataLoader(texts.data, batch_sampler=mine, collate_fn=texts.collator), strict=True), start=1
     ):
@@ -87,7 +87,7 @@ def read_likelihoods(
 
 
 @torch.no_grad()
-def _said(teacher: LiveTeacher, batch: Mapping[str, Tensor], begins: Tensor) -> Tensor:
+def _said(teacher: Teacher, batch: Mapping[str, Tensor], begins: Tensor) -> Tensor:
     """(n, 3) on the CPU: log-likelihood, whether right, and how likely a word begins."""
     following = batch["labels"][:, 1:]
     counted = following != IGNORED
@@ -152,16 +152,15 @@ class ChunkTeacher:
     """Of each chunk, in nats, (C,)."""
     right: Tensor
     """Bool (C,)."""
+    alone: TranslatedTeacher | None = None
+    """What it says of all tokens where a chunk is one token on both sides, if that is heard."""
 
     @classmethod
-    def by_chunk(cls, said: Likelihoods, parts: Chunks, texts: Texts, threshold: float) -> ChunkTeacher:
-        """Chunks that end where the old model finds the start of a new word likelier than the threshold.
-
-        With a threshold of infinity a text is one chunk, but for what only one side reads.
-        """
-        numbers = _merged(parts, texts.starts, said.begins.numpy(), threshold)
-        student, old = (np.append(numbers, NONE)[side] for side in (parts.student, parts.old))  # NONE is the last
-        return cls._of(said, torch.from_numpy(old), int(numbers.max(initial=-1)) + 1, torch.from_numpy(student), texts)
+    def by_chunk(
+        cls, said: Likelihoods, parts: Chunks, texts: Texts, alone: TranslatedTeacher | None = None
+    ) -> ChunkTeacher:
+        """Of the given chunks."""
+        return cls._of(said, torch.from_numpy(parts.old), parts.count, torch.from_numpy(parts.student), texts, alone)
 
     @classmethod
     def by_text(cls, said: Likelihoods, old: Texts, texts: Texts) -> ChunkTeacher:
@@ -172,11 +171,19 @@ class ChunkTeacher:
         return cls._of(said, theirs, len(old.lengths), ours, texts)
 
     @classmethod
-    def _of(cls, said: Likelihoods, old: Tensor, count: int, student: Tensor, texts: Texts) -> ChunkTeacher:
+    def _of(
+        cls,
+        said: Likelihoods,
+        old: Tensor,
+        count: int,
+        student: Tensor,
+        texts: Texts,
+        alone: TranslatedTeacher | None = None,
+    ) -> ChunkTeacher:
         inside = old >= 0
         likelihood = torch.zeros(count).index_add(0, old[inside], said.gold[inside])
         wrong = torch.zeros(count).index_add(0, old[inside], (~said.right[inside]).float())
-        return cls(texts.starts, student, likelihood, wrong == 0)
+        return cls(texts.starts, student, likelihood, wrong == 0, alone)
 
     @property
     def aligned(self) -> float:
@@ -191,8 +198,8 @@ class ChunkTeacher:
         numbers, local = torch.unique_consecutive(chunk[inside], return_inverse=True)
         places = torch.full_like(chunk, -1)
         places[inside] = local
-        found = places, self.likelihood[numbers], self.right[numbers]
-        return ChunkRows(*(each.to(counted.device) for each in found))
+        alone, where = self.alone.of(batch, counted) if self.alone else None, counted.device
+        return ChunkRows(places.to(where), self.likelihood[numbers].to(where), self.right[numbers].to(where), alone)
 
 
 @dataclass(frozen=True)
@@ -240,15 +247,20 @@ def _of_batch(numbers: Tensor, starts: list[int], batch: Mapping[str, Tensor], c
     return torch.cat(rows) if rows else numbers[:0]
 
 
-def _merged(parts: Chunks, starts: list[int], begins: npt.NDArray[np.floating], threshold: float) -> IntArray:
-    """New number of each chunk: one whose start is no likely boundary is joined to the one before (debiasing of ALM).
+def joined(parts: Chunks, said: Likelihoods, texts: Texts, threshold: float) -> Chunks:
+    """Chunks that end where the old model finds the start of a new word likelier than the threshold (debiasing of ALM).
 
-    Where the old model says "token" in two tokens and the student in one, "to" is a chunk with "to" only if what
-    follows is unlikely to go on with the word.
+    Others are joined to the one that follows. Where the old model says "token" in two tokens and the student in one,
+    "to" is a chunk with "to" only if what follows is unlikely to go on with the word.
+
+    Args:
+        parts: The chunks between all common boundaries.
+        said: What the old model says of its targets.
+        texts: The student's.
+        threshold: With 0 nothing is joined; with infinity a text is one chunk, but for what only one side reads.
     """
-    numbers = np.arange(parts.count)
     if not threshold or not parts.count:
-        return numbers
+        return parts
     ends = []
     for side in (parts.student, parts.old):
         places = np.flatnonzero(side >= 0)
@@ -257,7 +269,8 @@ def _merged(parts: Chunks, starts: list[int], begins: npt.NDArray[np.floating], 
         last = np.append(first[1:] - 1, len(places) - 1)
         ends.append((places[first], places[last]))
     (first, last), (old_first, old_last) = ends
-    text = np.searchsorted(starts, first, side="right")
+    text = np.searchsorted(texts.starts, first, side="right")
     follows = (first[1:] == last[:-1] + 1) & (old_first[1:] == old_last[:-1] + 1) & (text[1:] == text[:-1])
-    joined = np.append(False, follows & (begins[old_first[1:]] <= threshold))
-    return np.cumsum(~joined) - 1
+    goes_on = np.append(False, follows & (said.begins.numpy()[old_first[1:]] <= threshold))
+    numbers = np.append(np.cumsum(~goes_on) - 1, NONE)  # NONE is the last
+    return replace(parts, student=numbers[parts.student], old=numbers[parts.old], count=int(numbers.max()) + 1)

@@ -205,6 +205,8 @@ class Plan:
             settings["old"] = self._model("old", task)
             if alignment.across:
                 settings["across"] = alignment.across
+            if alignment.level != "token":
+                settings["level"] = alignment.level
         if alignment.texts != "gold":
             settings["texts"] = alignment.texts
         if alignment.unlabelled:
@@ -311,10 +313,13 @@ def _named(**settings: object) -> dict[str, Any]:
 
 def _states_folder(task: str, side: SideName, alignment: AlignmentSettings) -> str:
     """Name of the stage that keeps a teacher's states, with that of its texts where they are not just the gold ones."""
-    kind = [alignment.texts] * (alignment.texts != "gold") + ["unlabelled"] * alignment.unlabelled
-    across = [alignment.across] if alignment.across and side == "old" else []
+    kind: list[str] = [alignment.texts] * (alignment.texts != "gold")
+    kind += ["unlabelled"] * alignment.unlabelled
+    if side == "old":
+        kind += [alignment.across] if alignment.across else []
+        kind += [alignment.level] if alignment.level != "token" else []
     dtype = [alignment.cache_dtype] * (alignment.cache_dtype != "auto")
-    return "-".join([f"teachers/{task}/{side}", *kind, *across, *dtype])
+    return "-".join([f"teachers/{task}/{side}", *kind, *dtype])
 
 
 def _reads_answers(alignment: AlignmentSettings) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -112,6 +112,8 @@ class ChunkRows:
     """Log-likelihood of each chunk's gold text, in nats, (c,)."""
     right: Tensor
     """Whether each of the teacher's tokens there is its most likely one, bool (c,)."""
+    alone: TranslatedRows | None = None
+    """What it says of all tokens where a chunk is one token on both sides; None: only the likelihood counts."""
 
     def part(self, rows: slice) -> ChunkRows:
         """Of some rows, their chunks numbered anew."""
@@ -120,7 +122,10 @@ class ChunkRows:
         # those of a text follow each other, so that where the number changes the next chunk begins
         numbers, local = torch.unique_consecutive(chunk[inside], return_inverse=True)
         return ChunkRows(
-            torch.full_like(chunk, -1).masked_scatter(inside, local), self.likelihood[numbers], self.right[numbers]
+            torch.full_like(chunk, -1).masked_scatter(inside, local),
+            self.likelihood[numbers],
+            self.right[numbers],
+            self.alone and replace(self.alone, place=self.alone.place[rows]),
         )
 
     @property

@@ -28,12 +28,11 @@ from transformers import PreTrainedTokenizerBase
 from muscle.errors import MuscleError
 from muscle.measure.report.files import replace_whole
 from muscle.update.adapters import train_compatibility_adapter
-from muscle.update.alignment_settings import TRANSLATED, AlignmentSettings
+from muscle.update.alignment_settings import AlignmentSettings
 from muscle.update.backends import local_adapter
 from muscle.update.candidates import ROUNDING, Candidate, candidates, halving, schedule
 from muscle.update.costs import Costs
 from muscle.update.distributed import processes
-from muscle.update.heads import UnknownHeadError
 from muscle.update.judging import Judge, Scores, Watch
 from muscle.update.models import load_tokenizer
 from muscle.update.pipeline import CHECKPOINTS, Report, program_hash
@@ -41,7 +40,6 @@ from muscle.update.prompts import templates_compiled_once
 from muscle.update.provenance import digests
 from muscle.update.recipe import EvaluationSettings, LoraSettings, TaskModel, TrainingSettings
 from muscle.update.report.search import SEARCH, TRIAL, TRIALS, search_record
-from muscle.update.same_tokenizer import tokenizer_difference
 from muscle.update.scoring import scores_of, validation_scores
 from muscle.update.tasks import Task
 from muscle.update.trainer import DivergedError
@@ -115,7 +113,6 @@ class Search:
             _most_choices(self.task),
             self.task.settings.unlabelled is not None,
             self._tokenizer.is_fast and load_tokenizer(self.old.base).is_fast,
-            tokenizer_difference(self.old.base, self.new.base, self._tokenizer, self.task) is not None,
         )
         costs, most = self._costs, self._search.budget + ROUNDING
         pool = [each for each in costs.distinct(found) if costs.cost(each, 1.0) <= most]
@@ -201,9 +198,7 @@ class Search:
                 flips=watch,
                 flips_last=JUDGED_EPOCHS,
             )
-        except (DivergedError, UnknownHeadError) as error:  # in all processes
-            if isinstance(error, UnknownHeadError) and candidate.alignment.get("across") not in TRANSLATED:
-                raise  # it is in the way of all
+        except DivergedError as error:  # in all processes
             failed = str(error)
         clear_device_cache(garbage_collection=True)  # what was trained holds itself in cycles
         if processes().is_main_process:

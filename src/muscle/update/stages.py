@@ -184,6 +184,7 @@ def teach(
     tasks_folder: Path | None = None,
     answers: Path | None = None,
     across: Across | None = None,
+    level: str = "token",
 ) -> None:
     """What the old task model says of the training texts, or where none is given the new one, on disk."""
     from muscle.update.adapters import cache_teacher
@@ -200,6 +201,7 @@ def teach(
         unlabelled,
         answers,
         across,
+        level,
     )
 
 

@@ -22,7 +22,7 @@ from peft import PeftConfig
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from muscle.update import stages
-from muscle.update.alignment_settings import Across, AlignmentSettings
+from muscle.update.alignment_settings import Across, AlignmentSettings, default_across
 from muscle.update.answers import all_choices
 from muscle.update.estimate.shapes import build, config_of, countable, cut, on_meta
 from muscle.update.load_errors import explained
@@ -355,7 +355,8 @@ def reads_old(stage: Stage) -> bool:
 def across_of(stage: Stage, texts: Texts | None) -> Across | None:
     """How an old teacher is heard whose tokenizer is another one; None: token by token, or nobody has counted."""
     differs = texts is not None and texts.old_targets is not None
-    return (_named_across(stage) if reads_old(stage) else None) or ("likelihood" if differs else None)
+    named = _named_across(stage) if reads_old(stage) else None
+    return named or (default_across(stage.settings.get("level") or alignment_of(stage).level) if differs else None)
 
 
 def _named_across(stage: Stage) -> Across | None:
