@@ -1,6 +1,6 @@
 """Run the benchmarks one after the other, gather their bars, and write the table of ratios into the READMEs.
 
-    make bench                    # all of them: half an hour on two quiet cores
+    make bench                    # all of them: 40 minutes on two quiet cores
     make bench QUICK=1            # small sizes, to see that everything runs
     python benchmarks/run.py --only reading --only startup
 

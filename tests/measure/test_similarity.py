@@ -17,6 +17,7 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenize import tokenize
 
 from muscle.errors import MuscleError
 from muscle.measure import similarity
@@ -86,6 +87,11 @@ def test_rouge_is_bit_equal_to_rouge_score_on_real_texts(human_pairs: list[Pair]
         assert_is_rouge_score(answer, references[:3], stem=False)
     for answer, references in human_pairs[::6]:
         assert_is_rouge_score(answer, references[:3], stem=True)
+
+
+def test_words_are_rouge_score_s_whatever_character_parts_them() -> None:
+    text = "".join(f"x{chr(code)}Y1 " for code in range(sys.maxunicode + 1))  # half surrogate pairs too: JSON has them
+    assert similarity._words(text) == tokenize(text, None)
 
 
 @pytest.mark.parametrize("stem", [False, True])
@@ -316,6 +322,25 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sum(map(len, memo)) <= 1000
     assert memo["x" * 5000] == 5000
     assert "x" * 5000 not in memo
+
+
+def test_each_word_is_stemmed_once_for_all_scorers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nltk.stem.porter import PorterStemmer
+
+    stem, stemmed = PorterStemmer.stem, []
+
+    def counting(self: PorterStemmer, word: str) -> str:
+        stemmed.append(word)
+        return str(stem(self, word))
+
+    monkeypatch.setattr(PorterStemmer, "stem", counting)
+    similarity._stems.cache_clear()
+    try:
+        for name in ROUGE:
+            assert scorer(name, stem=True)("The dogs running", ["the dog runs", "dogs running 1999"]) == 1
+    finally:
+        similarity._stems.cache_clear()
+    assert sorted(stemmed) == ["dogs", "running", "runs"]
 
 
 def test_long_texts_take_little_time() -> None:
