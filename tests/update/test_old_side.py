@@ -31,11 +31,15 @@ from muscle.update.lora import add_adapter
 from muscle.update.models import load_base, load_task_model, load_tokenizer
 from muscle.update.old_side import OldSide, way_across
 from muscle.update.old_teachers import ChunkTeacher, Likelihoods, joined
+from muscle.update.plan import Plan
 from muscle.update.recipe import (
     Base,
     EvaluationSettings,
     LoraSettings,
+    Recipe,
     Reference,
+    Scratch,
+    Side,
     TaskModel,
     TaskSettings,
     TrainingSettings,
@@ -376,6 +380,34 @@ def test_an_ensemble_of_two_tokenizers_generates_nothing(world: Path, pieces: Pa
     with pytest.raises(MuscleError, match="these have different tokenizers: take gated in its place"):
         samples(world, pieces, tmp_path, "ensemble", "sums")
     assert len(samples(world, pieces, tmp_path, "gated", "sums")) == 20
+
+
+@pytest.mark.parametrize(
+    ("old", "task", "fault"),
+    [("pieces", "sums", True), ("pieces", "scenes", False), ("v1", "sums", False), ("scratch", "sums", True)],
+)
+def test_an_ensemble_that_cannot_generate_is_refused_before_anything_is_trained(
+    world: Path, pieces: Path, tmp_path: Path, old: str, task: str, fault: bool
+) -> None:
+    known = {"pieces": Side(base=str(pieces)), "v1": Side(base=str(world / "v1")), "scratch": Side(scratch=Scratch())}
+    settings = TaskSettings(include_path=str(world / "tasks"), validation_share=None)
+    recipe = Recipe(old=known[old], new=Side(base=str(world / "v2")), tasks={task: settings}, controls=("ensemble",))
+    check = Plan(recipe).stages()[0]
+    assert check.name == f"checks/{task}"
+    if fault:
+        with pytest.raises(MuscleError, match=f"task {task}: the ensemble mixes .*: take gated in its place"):
+            check.function(tmp_path, silent, **check.settings)
+    else:
+        check.function(tmp_path, silent, **check.settings)
+        assert (tmp_path / "items.json").exists()
+
+
+def test_an_ensemble_of_bases_that_are_made_alike_needs_no_check(world: Path) -> None:
+    task = {"sums": TaskSettings(include_path=str(world / "tasks"))}
+    for words, mixed in ((2000, False), (300, True)):
+        sides = {"old": Side(scratch=Scratch(vocabulary=words)), "new": Side(scratch=Scratch())}
+        check = Plan(Recipe(**sides, tasks=task, controls=("ensemble",))).stages()[0]
+        assert ("mixed" in check.settings) == mixed
 
 
 def test_sureness_does_not_depend_on_the_tokenizer(

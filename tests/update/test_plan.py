@@ -99,7 +99,7 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "alignment.weight=old_right": ("*/muscle", "*/paper"),
     "methods.paper.temperature=4": ("*/paper",),
     "methods.third={ce_share: 0.1}": ("*/third",),
-    "controls=[cross_entropy]": ("models/*",),
+    "controls=[cross_entropy]": ("checks/*", "models/*"),  # no ensemble, for which both must have one tokenizer
     # how adapters are made
     "training.epochs=3": (EVERY_MODEL,),
     "lora.rank=8": (EVERY_MODEL,),
@@ -118,10 +118,10 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
                                  "!adapters/*/reseeded", "!adapters/*/cross_entropy"),
     "tasks.arc_easy={}": ("checks/arc_easy", "*/arc_easy/*"),
     # one base
-    "old.base=models/v0": (EVERY_MODEL, "!adapters/*/new", "!logs/*/new", "!adapters/*/reseeded", "!logs/*/reseeded",
-                           "!adapters/*/cross_entropy", "!logs/*/cross_entropy"),
-    "new.base=models/v3": (EVERY_MODEL, "!adapters/*/old", "!logs/*/old"),
-    "new.dtype=bfloat16": (EVERY_MODEL, "!adapters/*/old", "!logs/*/old"),
+    "old.base=models/v0": ("checks/*", EVERY_MODEL, "!adapters/*/new", "!logs/*/new", "!adapters/*/reseeded",
+                           "!logs/*/reseeded", "!adapters/*/cross_entropy", "!logs/*/cross_entropy"),
+    "new.base=models/v3": ("checks/*", EVERY_MODEL, "!adapters/*/old", "!logs/*/old"),
+    "new.dtype=bfloat16": ("checks/*", EVERY_MODEL, "!adapters/*/old", "!logs/*/old"),
 }  # fmt: skip
 
 
@@ -268,13 +268,13 @@ def test_what_selects_by_flips_depends_on_the_evaluation_and_the_old_model() -> 
 
 
 def test_bases_from_scratch_depend_on_every_task_and_on_their_own_keys() -> None:
-    before = plan(SCRATCH)
+    before, apart = plan(SCRATCH), ("checks/*", EVERY_MODEL)  # the ensemble needs one tokenizer
     for change, expected in {
         "old.scratch.steps=7": ("bases/old", EVERY_MODEL, "!*/new", "!*/reseeded", "!*/cross_entropy"),
         "tasks.piqa.train_limit=9": ("checks/piqa", "bases/*", EVERY_MODEL),
-        "old.scratch.vocabulary=2500": ("bases/old*", EVERY_MODEL, "!*/new", "!*/reseeded", "!*/cross_entropy"),
-        "old.scratch.tokenizer=words": ("bases/old*", EVERY_MODEL, "!*/new", "!*/reseeded", "!*/cross_entropy"),
-        "new.scratch.tokenizer=words": ("bases/*", EVERY_MODEL),
+        "old.scratch.vocabulary=2500": ("bases/old*", *apart, "!*/new", "!*/reseeded", "!*/cross_entropy"),
+        "old.scratch.tokenizer=words": ("bases/old*", *apart, "!*/new", "!*/reseeded", "!*/cross_entropy"),
+        "new.scratch.tokenizer=words": ("bases/*", *apart),
         "evaluation.limit=5": ("logs/*", "models/*"),
         "tasks.samsum={num_fewshot: 1}": ("checks/samsum", "*/samsum/*", "!adapters/*/old", "!adapters/*/new",
                                           "!adapters/*/reseeded", "!adapters/*/cross_entropy"),
@@ -343,7 +343,7 @@ def test_a_local_base_is_known_by_its_files(tmp_path: Path) -> None:
     before = plan(HUB, f"new.base={tmp_path}")
     weights.write_bytes(b"two")
     after = plan(HUB, f"new.base={tmp_path}")
-    assert rerun(before, after) == matching(after, EVERY_MODEL, "!adapters/*/old", "!logs/*/old")
+    assert rerun(before, after) == matching(after, "checks/*", EVERY_MODEL, "!adapters/*/old", "!logs/*/old")
 
 
 def test_adapters_that_are_there_are_not_trained(tmp_path: Path) -> None:

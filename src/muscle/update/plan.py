@@ -79,7 +79,7 @@ class Plan:
         plan = []
         for task in self._recipe.tasks:
             chosen = self._tasks[task]
-            settings: dict[str, Any] = {"backend": self._recipe.evaluation_of(task).backend}
+            settings: dict[str, Any] = {"backend": self._recipe.evaluation_of(task).backend, **self._mixed()}
             for alignment in self._learning(task):
                 chosen = self._with_inputs(chosen, alignment)
                 searched = alignment.search and self._recipe.tasks[task].unlabelled
@@ -87,6 +87,15 @@ class Plan:
                 settings |= {"choices": True} if alignment.texts == "choices" else {}
             plan.append(Stage(f"checks/{task}", stages.check_task, {"task": chosen, **settings}, self._tasks_folder()))
         return plan
+
+    def _mixed(self) -> dict[str, Any]:
+        """What the ensemble is to mix, as far as it is not known yet that both tokenizers are one."""
+        if "ensemble" not in self._recipe.controls:
+            return {}
+        made = [(side.scratch.tokenizer, side.scratch.vocabulary) for side in self._sides.values() if side.scratch]
+        if not made:
+            return {"mixed": [self._model(name) for name in self._sides]}
+        return {} if len(made) == 2 and made[0] == made[1] else {"mixed": []}
 
     def _learning(self, task: str) -> list[AlignmentSettings]:
         """What the methods and controls that read teachers learn from."""

@@ -47,16 +47,21 @@ def check_task(
     backend: str,
     choices: bool = False,
     unlabelled: bool = False,
+    mixed: Sequence[Plain] | None = None,
     tasks_folder: Path | None = None,
 ) -> None:
     """Whether a task can be had and rendered, and the back end that is to score it; how many texts and items it has.
 
-    With `choices` its items must have some; with `unlabelled` it must name inputs without labels.
+    With `choices` its items must have some; with `unlabelled` it must name inputs without labels; if its answers are
+    generated, the old and the new model that are `mixed` must have one tokenizer, which none has got yet if there are
+    no models.
     """
     from muscle.update.backends import find_backend
 
     find_backend(backend)
     loaded = task_of(task, tasks_folder)
+    if mixed is not None and loaded.generates:
+        _check_mixed(loaded, [_model(settings).base for settings in mixed])
     counts = {"test": len(loaded.for_evaluation("test").eval_docs)}
     if choices:
         loaded.require_choices()
@@ -65,6 +70,19 @@ def check_task(
     if not loaded.settings.chat_template:  # which needs a tokenizer, and with it a base
         counts |= {split: len(loaded.examples(split)) for split in SPLITS}
     (destination / "items.json").write_text(json.dumps(counts) + "\n")
+
+
+def _check_mixed(task: Task, bases: Sequence[Base]) -> None:
+    """That the ensemble of models on these bases can generate."""
+    from muscle.update.models import load_tokenizer
+    from muscle.update.same_tokenizer import tokenizer_difference
+    from muscle.update.two_models import NOTHING_TO_MIX
+
+    if bases:
+        old, new = bases
+        if not tokenizer_difference(old, new, load_tokenizer(new), task):
+            return
+    raise MuscleError(f"task {task.name}: {NOTHING_TO_MIX}")
 
 
 def train_tokenizer(

@@ -93,6 +93,11 @@ class Task:
                 "under `alignment` to gold for it"
             )
 
+    @property
+    def generates(self) -> bool:
+        """Whether answers are generated."""
+        return bool(self._task.OUTPUT_TYPE == "generate_until")
+
     def unlabelled(self, tokenizer: PreTrainedTokenizerBase | None = None) -> list[list[Instance]]:
         """The inputs that `unlabelled` of the settings names, each as lm-eval's requests without shots.
 

@@ -23,6 +23,10 @@ from muscle.update.recipe import EvaluationSettings, Reference, TaskModel
 from muscle.update.same_tokenizer import tokenizer_difference
 from muscle.update.tasks import Task
 
+NOTHING_TO_MIX = (
+    "the ensemble mixes what two models say of the next token, and these have different tokenizers: take gated in its "
+    "place, which chooses between whole answers"
+)
 SAMPLES = 8
 """Answers that are drawn from the new model for the old one to rank, beside its own."""
 
@@ -168,10 +172,7 @@ class Apart(LocalLM):
         Raises:
             MuscleError: Always.
         """
-        raise MuscleError(
-            "the ensemble mixes what two models say of the next token, and these have different tokenizers: take gated "
-            "in its place, which chooses between whole answers"
-        )
+        raise MuscleError(NOTHING_TO_MIX)
 
 
 class Reranked(_Pair):
