@@ -2,13 +2,13 @@
 
     python benchmarks/across.py [--quick] [--runs 5] [--texts 16]
 
-Both are this project: `across: likelihood` (chunk by chunk, ALM) and the divergence of tokens that the paper has, on
-the same texts, student, new teacher and settings, teachers cached, in one process that lets them take turns. The
-student's tokenizer is byte-level; the other old model's keeps the space before a word and has half the vocabulary.
-Timed are loss and gradient of an epoch's batches, the student's states given; whole trainings; and what comes once:
-what the old model says of all texts, and its bytes. Loss and gradient are first asserted to be those of a plain script
-with autograd. Models have random weights and every second target is the student's own first choice, as in
-`training.py`. Seconds are those of the processor, one thread; the details have those of the clock.
+All are this project: `across: combined` (the default), `across: likelihood` (chunk by chunk, ALM) and, as their peer,
+the divergence of tokens that the paper has, on the same texts, student, new teacher and settings, teachers cached, in
+one process that lets them take turns. The student's tokenizer is byte-level; the other old model's keeps the space
+before a word and has half the vocabulary. Timed are loss and gradient of an epoch's batches, the student's states
+given; whole trainings; and what comes once: what the old model says of all texts. Loss and gradient are first asserted
+to be those of a plain script with autograd. Models have random weights and every second target is the student's own
+first choice, as in `training.py`. Seconds are those of the processor, one thread; the details have those of the clock.
 """
 
 import argparse
@@ -33,19 +33,21 @@ from muscle.update.alignment_settings import AlignmentSettings
 from muscle.update.chunks import Chunks
 from muscle.update.heads import Head, read_states
 from muscle.update.objectives import Objective, OldTeacher, compatibility
-from muscle.update.old_teachers import LIKELIHOODS, ChunkTeacher, read_likelihoods
+from muscle.update.old_teachers import ChunkTeacher, TranslatedTeacher, read_likelihoods
 from muscle.update.recipe import TrainingSettings
 from muscle.update.rows import Targets
-from muscle.update.teacher_cache import HEAD, ROWS, compute_states
 from muscle.update.teacher_cache import Texts as Sources
+from muscle.update.teacher_cache import compute_states
 from muscle.update.teachers import CachedTeacher, LiveTeacher
 from muscle.update.tokenized import IGNORED, PaddingCollator, TokenizedExamples
 from muscle.update.trainer import train
+from muscle.update.translations import shared_tokens
 
 RANK, BATCH_SIZE = 16, 8
 TOLERANCE = 1e-4  # of loss and gradient against the plain script's
 WEIGHTS = {"the paper's weight": {}, "mixture": {"weight": "mixture"}}
-SAME, ACROSS = "same tokenizer, token by token", "across: likelihood"
+SAME = "same tokenizer, token by token"
+WAYS = ("combined", "likelihood")
 Batch = dict[str, Tensor]
 
 
@@ -69,10 +71,11 @@ class Turns:
                     turns.clock[name].append(time.perf_counter() - start[1])
         return turns
 
-    def bar(self, name: str, goal: str | None, runs: int) -> Bar:
+    def bars(self, work: str, goal: str | None, runs: int) -> list[Bar]:
         """Of the processor's seconds."""
-        ours, peer = (statistics.median(self.cpu[who]) for who in (ACROSS, SAME))
-        return Bar.time(name, ours, peer, SAME, goal, runs)
+        medians = {name: statistics.median(seconds) for name, seconds in self.cpu.items()}
+        named = {way: f"across tokenizers ({way}), {work}" for way in WAYS}
+        return [Bar.time(named[way], medians[way], medians[SAME], SAME, goal, runs) for way in WAYS]
 
 
 class Contest:
@@ -99,11 +102,20 @@ class Contest:
         del frozen
         old = self.model(OLD).eval().requires_grad_(False)
         self._same = CachedTeacher(compute_states(old, self.texts, "auto", None, _silent), Head.of(old))
-        starts = torch.zeros(len(theirs), dtype=torch.bool)
-        self._old, self._word = old, starts
-        said = read_likelihoods(LiveTeacher(old), self.old_texts, starts, None, _silent)
-        # random weights know no words: every common boundary ends a chunk
-        self._across = ChunkTeacher.by_chunk(said, self.parts, self.texts)
+        self._old, self._translation = old, shared_tokens(self.data.tokenizer, theirs)
+        self._across = {way: self._heard(way) for way in WAYS}
+
+    def _heard(self, way: str) -> ChunkTeacher:
+        """What the old model with the other tokenizer says. It knows no words: every common boundary ends a chunk."""
+        words = torch.zeros(0, dtype=torch.bool)
+        if way == "likelihood":
+            said = read_likelihoods(LiveTeacher(self._old), self.old_texts, words, None, _silent)
+            return ChunkTeacher.by_chunk(said, self.parts, self.texts)
+        states, head = compute_states(self._old, self.old_texts, "auto", None, _silent), Head.of(self._old)
+        said = read_likelihoods(CachedTeacher(states, head), self.old_texts, words, None, _silent)
+        alone = self.parts.alone(self.data.gold, self.old_data.gold, self._translation.same)
+        translated = TranslatedTeacher.over(self.parts, alone, self.texts, states, head, self._translation)
+        return ChunkTeacher.by_chunk(said, self.parts, self.texts, translated)
 
     def model(self, seed: int) -> Any:
         """A task model."""
@@ -112,7 +124,7 @@ class Contest:
     def objectives(self, settings: Mapping[str, Any]) -> dict[str, Objective]:
         """Of both, by name."""
         alignment = AlignmentSettings(temperature=TEMPERATURE, **settings)
-        teachers: dict[str, OldTeacher] = {SAME: self._same, ACROSS: self._across}
+        teachers: dict[str, OldTeacher] = {SAME: self._same, **self._across}
         return {name: compatibility(old, self._new, alignment) for name, old in teachers.items()}
 
     def steps(self, settings: Mapping[str, Any], runs: int) -> Turns:
@@ -131,16 +143,15 @@ class Contest:
             for batch, hidden in zip(batches, states, strict=True):
                 loss_and_gradient(objective, batch, hidden, head)
 
-        self._check(objectives[ACROSS], settings, batches[0], states[0], head)
+        for way in WAYS:
+            self._check(way, objectives[way], "weight" in settings, batches[0], states[0], head)
         return Turns.of({name: partial(step, objective) for name, objective in objectives.items()}, runs)
 
-    def _check(
-        self, objective: Objective, settings: Mapping[str, Any], batch: Batch, hidden: Tensor, head: Head
-    ) -> None:
+    def _check(self, way: str, objective: Objective, mixed: bool, batch: Batch, hidden: Tensor, head: Head) -> None:
         (loss, gradient), states = loss_and_gradient(objective, batch, hidden, head), hidden.clone().requires_grad_()
         counted = batch["labels"][:, 1:] != IGNORED
         new_states, new_head = self._new.states(batch, counted)
-        plain = plain_loss(states, head, new_head(new_states), self._across, batch, "weight" in settings)
+        plain = plain_loss(states, head, new_head(new_states), self._across[way], batch, mixed)
         torch.autograd.backward(plain)
         assert states.grad is not None
         assert abs(loss / plain.item() - 1) < TOLERANCE, f"a loss of {loss}, and the plain script's is {plain.item()}"
@@ -168,20 +179,17 @@ class Contest:
 
         return Turns.of({name: partial(training, objective) for name, objective in objectives.items()}, runs)
 
-    def once(self, runs: int) -> tuple[Turns, dict[str, int]]:
-        """The old model read over all texts, and what is kept on disk, in bytes."""
-        folders = {SAME: self._folder / "states", ACROSS: self._folder / "likelihoods"}
+    def once(self, runs: int) -> Turns:
+        """The old model read over all texts, which are cut into chunks first."""
+
+        def across(way: str) -> None:
+            Chunks.of(self.data, self.old_data)
+            self._heard(way)
 
         def same() -> None:
-            compute_states(self._old, self.texts, "auto", folders[SAME], _silent)
+            compute_states(self._old, self.texts, "auto", None, _silent)
 
-        def across() -> None:
-            read_likelihoods(LiveTeacher(self._old), self.old_texts, self._word, folders[ACROSS], _silent)
-            Chunks.of(self.data, self.old_data)
-
-        turns = Turns.of({SAME: same, ACROSS: across}, runs)
-        files = {SAME: (ROWS, HEAD), ACROSS: (LIKELIHOODS,)}
-        return turns, {name: sum((folders[name] / file).stat().st_size for file in files[name]) for name in files}
+        return Turns.of({SAME: same, **{way: partial(across, way) for way in WAYS}}, runs)
 
     def facts(self) -> dict[str, Any]:
         """Of the texts."""
@@ -191,6 +199,7 @@ class Contest:
             "old_targets": self.old_texts.starts[-1],
             "chunks": self.parts.count,
             "aligned": self.parts.aligned,
+            "alone": self._across["combined"].alone.aligned,  # type: ignore[union-attr]
         }
 
 
@@ -217,9 +226,16 @@ def plain_loss(states: Tensor, head: Head, new: Tensor, old: ChunkTeacher, batch
     tau = 100.0
     p, q = (torch.exp(each.clamp(max=-1e-6).double() / tau) for each in (said.likelihood, likelihood))
     matching = tau * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
-    says, heard = (F.log_softmax(each / TEMPERATURE, -1) for each in (logits, new))
-    to_new = F.kl_div(says, heard, reduction="none", log_target=True).sum(-1)
-    return (w_chunk * matching).sum() / TEMPERATURE**2 + ((1 - w) * to_new).sum()
+    told, share = new, 1 - w
+    if said.alone:
+        alone = said.alone.place >= 0
+        old_logits = said.alone.logits(logits.detach(), slice(None), TEMPERATURE)
+        told = torch.where(alone[:, None], w[:, None] * old_logits + (1 - w)[:, None] * new, new)
+        share = torch.where(alone, torch.ones_like(w), 1 - w)
+        w_chunk = w_chunk.index_fill(0, said.chunk[alone], 0.0)
+    says, heard = (F.log_softmax(each / TEMPERATURE, -1) for each in (logits, told))
+    apart = F.kl_div(says, heard, reduction="none", log_target=True).sum(-1)
+    return (w_chunk * matching).sum() / TEMPERATURE**2 + (share * apart).sum()
 
 
 def measure(folder: Path, name: ModelName, texts: int, runs: int) -> tuple[list[Bar], dict[str, Any]]:
@@ -231,19 +247,25 @@ def measure(folder: Path, name: ModelName, texts: int, runs: int) -> tuple[list[
         details[tokens] = {"texts": contest.facts()}
         for words, settings in WEIGHTS.items():
             turns = contest.steps(settings, runs)
-            bars.append(
-                turns.bar(f"across tokenizers, loss and gradient, {targets}, {words}, {name} model", ">= 1", runs)
-            )
+            bars += turns.bars(f"loss and gradient, {targets}, {words}, {name} model", ">= 1", runs)
             details[tokens][words] = vars(turns)
-            print(f"{bars[-1].name}: {bars[-1].ours:.3g} s, {bars[-1].peer:.3g} s", flush=True)
-    turns, bytes_kept = contest.once(max(1, runs // 2))
-    bars.append(turns.bar(f"across tokenizers, the old model read once, {name} model", None, max(1, runs // 2)))
-    details["once"] = {**vars(turns), "bytes": bytes_kept}
-    turns = contest.trainings(max(1, runs // 2))
-    title = f"across tokenizers, an epoch of training, answers' tokens, {name} model"
-    bars.append(turns.bar(title, ">= 1", max(1, runs // 2)))
-    details["training"] = vars(turns)
+            tell(bars[-len(WAYS) :])
+    fewer = max(1, runs // 2)
+    for work, take, goal in (
+        ("the old model read once", contest.once, None),
+        ("an epoch of training, answers' tokens", contest.trainings, ">= 1"),
+    ):
+        turns = take(fewer)
+        bars += turns.bars(f"{work}, {name} model", goal, fewer)
+        details[work] = vars(turns)
+        tell(bars[-len(WAYS) :])
     return bars, details
+
+
+def tell(bars: list[Bar]) -> None:
+    """Print some bars."""
+    for bar in bars:
+        print(f"{bar.name}: {bar.ours:.3g} s, {bar.peer:.3g} s, ratio {bar.ratio:.3g}", flush=True)
 
 
 def main() -> None:
@@ -257,9 +279,6 @@ def main() -> None:
     texts, runs = (8, 1) if arguments.quick else (arguments.texts, arguments.runs)
     with tempfile.TemporaryDirectory(prefix="muscle-across-") as folder:
         bars, details = measure(Path(folder), name, texts, runs)
-    for bar in bars:
-        print(f"{bar.name}: {bar.ours:.3g} s, {bar.peer:.3g} s, ratio {bar.ratio:.3g}", flush=True)
-    print(f"bytes kept: {details['once']['bytes']}")
     write_results(__file__, bars, {"threads": 1, "rank": RANK, **details}, ("torch", "transformers"))
 
 

@@ -22,7 +22,9 @@ from rich.console import Console
 from muscle.measure.report.terminal import new_table, say
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("scoring", "generation", "training", "text_scores", "startup", "reading", "growth", "gpu")
+SCRIPTS = (
+    *("scoring", "generation", "training", "text_scores", "startup", "reading", "across", "chunking", "growth", "gpu"),
+)
 READMES = {REPOSITORY / "README.md": False, FOLDER / "README.md": True}
 """Which of them has every bar; the other has those with a goal."""
 BEGIN, END = "<!-- benchmarks: written by make bench -->", "<!-- end of benchmarks -->"

@@ -43,6 +43,7 @@ class Texts(TokenizedExamples):
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         written = json.loads((folder / "texts.json").read_text())
         super().__init__([Example(*row) for row in written["rows"]], tokenizer, tokens)
+        self.tokenizer = tokenizer
         self.base = folder / "base"  # the configuration of the bases
         self.collator = PaddingCollator(tokenizer.pad_token_id)
         self._labels = [torch.tensor(labels) for labels in written["labels"]]

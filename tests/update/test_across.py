@@ -21,6 +21,7 @@ from muscle.update.old_teachers import ChunkTeacher, TranslatedTeacher
 from muscle.update.rows import Outcome
 from muscle.update.teacher_cache import States
 from muscle.update.tokenized import IGNORED
+from muscle.update.translations import Translation
 
 from .reference import argmax, kl, softmax
 from .test_objectives import Fixed, V, chunks_of, factor, items, said, trained_head
@@ -138,7 +139,7 @@ def cases(draw: st.DrawFn, whole: bool = False) -> Case:
         lone = [number for number in numbers.values() if (renumbered == number).sum() == 1 and draw(st.booleans())]
         place = torch.tensor([lone.index(number) if number in lone else -1 for number in renumbered.tolist()])
         states = torch.randn(len(lone), V, dtype=torch.float64, generator=generator)
-        head, translation = Head(nn.Identity()), lambda old, student, t: old + 0 * student * t
+        head, translation = Head(nn.Identity()), Translation(lambda old, student, t: old + 0 * student * t, None)
         alone = TranslatedTeacher(starts, place.long(), States(states, (), states.dtype), head, translation)
     teacher = ChunkTeacher(starts, renumbered, likelihood, right, alone)
     return Case(rows, *models, teacher, chunk=draw(st.integers(1, 12)), trained=draw(st.booleans()))

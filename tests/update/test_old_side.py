@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from peft import PeftModel
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, ByT5Tokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from muscle.errors import MuscleError
-from muscle.update import old_side, two_models
-from muscle.update.adapters import cache_teacher, train_compatibility_adapter
-from muscle.update.alignment_settings import MATCHED, Across, AlignmentSettings
+from muscle.update import old_side, teacher_cache, teachers, two_models
+from muscle.update.adapters import train_compatibility_adapter
+from muscle.update.alignment_settings import BY_LIKELIHOOD, Across, AlignmentSettings
 from muscle.update.answers import keep_answers
 from muscle.update.chunks import Chunks
 from muscle.update.ensemble import Ensemble
@@ -32,6 +32,7 @@ from muscle.update.models import load_base, load_task_model, load_tokenizer
 from muscle.update.old_side import OldSide, way_across
 from muscle.update.old_teachers import ChunkTeacher, Likelihoods, joined
 from muscle.update.plan import Plan
+from muscle.update.prompts import Example
 from muscle.update.recipe import (
     Base,
     EvaluationSettings,
@@ -47,7 +48,9 @@ from muscle.update.recipe import (
 from muscle.update.scoring import evaluate, task_model_lm
 from muscle.update.tasks import Task, load_task
 from muscle.update.teacher_cache import Texts
+from muscle.update.tokenized import TokenizedExamples
 from muscle.update.training_data import TaskData
+from muscle.update.translations import shared_tokens
 from muscle.update.two_models import Gated, reference
 
 LORA = LoraSettings(rank=4, alpha=8)
@@ -248,24 +251,78 @@ def test_likelihoods_are_the_models_own(world: Path, pieces: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- what is kept
 
 
-@pytest.mark.parametrize("across", [None, "likelihood", "texts", "shared"])
+@pytest.mark.parametrize(
+    ("across", "level"), [(None, "token"), *[(across, "token") for across in get_args(Across)], (None, "choice")]
+)
 def test_what_is_kept_on_disk_is_not_computed_again(
-    world: Path, pieces: Path, tmp_path: Path, across: Across | None, monkeypatch: pytest.MonkeyPatch
+    world: Path, pieces: Path, tmp_path: Path, across: Across | None, level: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = AlignmentSettings(weight="always_old", across=across)
-    straight = align(world, pieces, tmp_path / "straight", settings)
+    texts: Any = "choices" if level == "choice" else "gold"
+    settings = AlignmentSettings(weight="always_old", across=across, level=level, texts=texts, teacher_cache="disk")
+    task = TaskSettings(include_path=str(world / "tasks"), validation_share=None)
+    base = {side: Side(base=model.base.base) for side, model in zip(("old", "new"), sides(world, pieces), strict=True)}
+    training = replace(SETTINGS, tokens="answer")
+    recipe = Recipe(**base, tasks={"scenes": task}, alignment=settings, alignment_training=training.as_dict())
+    (kept_by,) = (stage for stage in Plan(recipe).stages() if stage.name.startswith("teachers/scenes/old"))
+    straight = align(world, pieces, tmp_path / "straight", replace(settings, teacher_cache="memory"), tokens="answer")
     models, folder = sides(world, pieces), tmp_path / "kept"
-    cache_teacher(*models, task_of(world, "scenes"), "all", "auto", folder, silent, across=across)
+    folder.mkdir()
+    kept_by.function(folder, silent, **kept_by.settings, old_adapter=models[0].adapter)
     likelihoods = {file.name for file in folder.iterdir()} == {"likelihoods.safetensors", "likelihoods.json"}
-    assert likelihoods == (across in MATCHED)
+    assert likelihoods == (across in BY_LIKELIHOOD or level == "choice")
     monkeypatch.setattr(old_side, "compute_states", None)
     if likelihoods:
         monkeypatch.setattr(old_side, "read_likelihoods", None)
-    kept = {"teacher_states": {"old": folder, "new": tmp_path / "none"}}
-    again = align(world, pieces, tmp_path / "again", replace(settings, teacher_cache="disk"), **kept)
-    assert_alike(straight, again, 0)
-    with pytest.raises(MuscleError, match=r"kept holds what a teacher says of other texts: remove it"):
-        align(world, pieces, tmp_path / "third", replace(settings, teacher_cache="disk"), "sums", **kept)
+    kept = {"teacher_states": {"old": folder, "new": tmp_path / "none"}, "tokens": "answer"}
+    assert_alike(straight, align(world, pieces, tmp_path / "again", settings, **kept), 0)
+    if level == "token":
+        with pytest.raises(MuscleError, match=r"kept holds what a teacher says of other texts: remove it"):
+            align(world, pieces, tmp_path / "third", settings, "sums", **kept)
+
+
+def test_room_is_for_what_both_teachers_say(
+    world: Path, pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    check = teacher_cache.check_room
+
+    def counted(size: int, *arguments: Any) -> None:
+        asked.append(size)
+        check(size, *arguments)
+
+    monkeypatch.setattr(old_side, "check_room", counted)
+    monkeypatch.setattr(teachers, "check_room", counted)
+    align(world, pieces, tmp_path / "out", AlignmentSettings(weight="mixture"))
+    new, both = asked
+    monkeypatch.setattr(teacher_cache, "free_memory", lambda: (new + both) // 2)
+    with pytest.raises(
+        MuscleError, match=r"set `across` under `alignment` to likelihood, .*, or `teacher_cache` to `d"
+    ):
+        align(world, pieces, tmp_path / "no room", AlignmentSettings(weight="mixture"))
+
+
+# -------------------------------------------------------------------------------------------------- the same token
+
+
+def test_one_token_on_either_side_may_be_two() -> None:
+    """An old tokenizer in lower case, and the student's, which tells "Red" from "red"."""
+    texts = ["a Red cube and a red ball .", "the Blue cube ."]
+
+    def words(lower: bool) -> PreTrainedTokenizerFast:
+        known = sorted({word for text in texts for word in (text.lower() if lower else text).split()})
+        tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(["</s>", *known])}))
+        tokenizer.normalizer = normalizers.Lowercase() if lower else None
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+
+    sides = [TokenizedExamples([Example("", text) for text in texts], words(lower)) for lower in (False, True)]
+    parts = Chunks.of(*sides)
+    golds = [side.gold for side in sides]
+    assert parts.alone(*golds, None).all()
+    same = parts.alone(*golds, shared_tokens(words(False), words(True)).same)
+    first = [[*text.split()[1:], "</s>"] for text in texts]  # the first token of a text is no target
+    assert same.tolist() == [word == word.lower() for text in first for word in text]
+    assert not same.all()
 
 
 # ------------------------------------------------------------------------------------------------------- the decision
@@ -304,7 +361,7 @@ def test_the_settings_may_ask_for_a_way_that_is_not_needed(world: Path) -> None:
 
 @settings_of_hypothesis(max_examples=100)
 @given(data=st.data(), threshold=st.sampled_from([0.0, 0.1, 0.5]))
-def test_a_chunk_that_begins_no_word_belongs_to_the_one_before(data: Any, threshold: float) -> None:
+def test_a_chunk_ends_where_a_word_may_begin(data: Any, threshold: float) -> None:
     """Against a loop over texts and chunks."""
     texts, student, old, starts, old_starts = [], [], [], [0], [0]
     count = 0
@@ -327,13 +384,17 @@ def test_a_chunk_that_begins_no_word_belongs_to_the_one_before(data: Any, thresh
 
     rows: Any = SimpleNamespace(starts=starts)
     said = Likelihoods(gold, right, begins.reshape(-1))
-    teacher = ChunkTeacher.by_chunk(said, joined(parts_of, said, rows, threshold), rows)
+    flags = st.lists(st.booleans(), min_size=count, max_size=count)
+    alone = np.array(data.draw(st.none() | flags))
+    given = None if alone.ndim == 0 else alone.astype(bool)
+    teacher = ChunkTeacher.by_chunk(said, joined(parts_of, said, rows, threshold, given), rows)
 
     merged: list[list[int]] = []
     for numbers in texts:
         for number in numbers:
             first = old.index(number)
-            if threshold and number > numbers[0] and begins[first] <= threshold:
+            as_tokens = given is not None and given[number] and given[number - 1]
+            if threshold and number > numbers[0] and begins[first] <= threshold and not as_tokens:
                 merged[-1].append(number)
             else:
                 merged.append([number])

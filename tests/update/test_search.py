@@ -450,7 +450,7 @@ def test_a_trial_that_diverges_is_passed_over(trainings: Trainings, tmp_path: Pa
     assert len(trainings.done) == trained
 
 
-def test_a_head_that_every_trial_reads_must_be_known(
+def test_what_is_in_the_way_of_all_trials_ends_the_search(
     trainings: Trainings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[AlignmentSettings] = []

@@ -15,6 +15,7 @@ BISECTIONS = 60  # halves an interval of at most 2 below the spacing of floats
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 Interval = tuple[float, float]
 
 ROUNDING = 1e-12

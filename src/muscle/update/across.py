@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -218,7 +218,8 @@ class ChunkComparison(Comparison):
         if not old_share.any():
             return told
         assert self.said.alone
-        old = self.said.alone.logits(student, rows, self.aims.temperature)
+        place = torch.where(old_share > 0, self.said.alone.place[rows], -1)
+        old = replace(self.said.alone, place=place).logits(student, slice(None), self.aims.temperature)
         return old * old_share[:, None] + told * (1 - old_share)[:, None]
 
 

@@ -112,7 +112,7 @@ def train_compatibility_adapter(
         folders = teacher_states or _state_folders(root, both, texts, side, alignment)
         teachers = Teachers(both, data.load, texts, alignment, folders, report, ("new",) if side else ("old", "new"))
         if side:
-            old_teacher = said = side.teacher(texts, alignment, teachers.folder("old"), report)
+            old_teacher = said = side.teacher(texts, alignment, teachers.folder("old"), report, teachers.missing)
             aligned = {"aligned": round(said.aligned, 4)}
         else:
             old_teacher = teachers.old()

@@ -93,7 +93,8 @@ class AlignmentSettings(Settings, frozen=True, kw_only=True):
     """1 - lambda, the share of cross-entropy."""
     teacher_cache: Literal["memory", "disk", "off"] = "memory"
     """Where the teachers' final hidden states over the training texts are kept, computed once; off: teachers run beside
-    the student, which takes no space and computes them again each epoch."""
+    the student, which takes no space and computes them again each epoch. What an old one with another tokenizer says is
+    then in memory."""
     cache_dtype: CacheDtype = "auto"
     """Of the kept states; auto is the teacher's own, so that nothing is lost."""
     search: SearchSettings | None = None
@@ -119,9 +120,9 @@ NEED_ANSWERS = ("old_right_else_mixture", "old_right_item_else_mixture", "likeli
 
 NEED_WHOLE = ("sequence_likelihood", "old_right_item_else_mixture", "likelier", "old_likelihood")
 """Those that read a text's likelihood."""
-MATCHED = ("likelihood", "texts")
+BY_LIKELIHOOD = ("likelihood", "texts")
 """Ways across tokenizers that know the likelihood of the gold text alone."""
-TRANSLATED = ("shared", "projected", "ranks")
+BY_TOKEN = ("shared", "projected", "ranks")
 """Those that know distributions over tokens alone, put into other tokens; combined knows both."""
 LOGITS_ACROSS = (
     "distance: logits compares tokens, and an old model with another tokenizer is heard by likelihoods, too; set "
@@ -160,11 +161,11 @@ def check_alignment(settings: AlignmentSettings, tokens: TargetTokens) -> str | 
             return f"{key}: {name} takes each text for a right one; set texts to gold and unlabelled to false"
         if name in NEED_ANSWERS and settings.texts == "choices" and tokens == "all":
             return f"{key}: {name} would rule one context in several ways; set tokens of alignment_training to answer"
-    if settings.across and settings.across not in TRANSLATED and settings.distance == "logits":
+    if settings.across and settings.across not in BY_TOKEN and settings.distance == "logits":
         return LOGITS_ACROSS
-    if settings.across and settings.across not in MATCHED and settings.level == "choice":
+    if settings.across and settings.across not in BY_LIKELIHOOD and settings.level == "choice":
         return f"across: {settings.across} is of tokens, and level: choice compares choices; leave one of them out"
-    if settings.across in TRANSLATED:
+    if settings.across in BY_TOKEN:
         if settings.across == "ranks" and settings.distance == "logits":
             return "across: ranks has a distance of its own; leave distance: logits out"
         for key, name in (("weight", settings.weight), ("emphasis", settings.emphasis)):

@@ -7,7 +7,7 @@ arXiv 2503.20083).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from muscle.errors import MuscleError, quoted
-from muscle.measure.statistics import IntArray
+from muscle.measure.statistics import BoolArray, IntArray
 from muscle.update.prompts import Example
 from muscle.update.spans import Spans
 from muscle.update.tokenized import TokenizedExamples
@@ -82,6 +82,33 @@ class Chunks:
             count += int(kept.sum())
         ours, theirs = (np.concatenate([np.empty(0, np.int64), *side]) for side in numbers)
         return cls(ours, theirs, count, float((ours != NONE).mean()) if len(ours) else 0.0)
+
+    def alone(self, student: IntArray, old: IntArray, same: Mapping[int, int] | None) -> BoolArray:
+        """Which chunks are one token on either side, and the same one.
+
+        Stretches of text may be the same where tokens are not: one of them begins with a space, which the text has not,
+        or a tokenizer writes all in lower case.
+
+        Args:
+            student: The student's targets, (N,).
+            old: The old side's, (M,).
+            same: The student's token of each old one that stands for the same text; None: any are taken as the same.
+
+        Returns:
+            (C,).
+        """
+        found, tokens = np.ones(self.count, bool), list[IntArray]()
+        for numbers, gold in ((self.student, student), (self.old, old)):
+            inside = numbers != NONE
+            found &= np.bincount(numbers[inside], minlength=self.count) == 1
+            tokens.append(np.zeros(self.count, np.int64))
+            tokens[-1][numbers[inside]] = gold[inside]
+        if same is None:
+            return found
+        student_of = np.full(1 + max([*same, *tokens[1].tolist()], default=0), NONE)
+        student_of[[*same]] = [*same.values()]
+        found &= student_of[tokens[1]] == tokens[0]
+        return found
 
 
 def _lost_tokens(data: TokenizedExamples) -> list[tuple[int, IntArray]]:

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from muscle.errors import MuscleError
 from muscle.update.alignment_settings import (
+    BY_TOKEN,
     LOGITS_ACROSS,
-    TRANSLATED,
     Across,
     AlignmentSettings,
     CacheDtype,
@@ -82,6 +82,9 @@ def way_across(
     return across
 
 
+LESS_KEPT = "set `across` under `alignment` to likelihood, which keeps nine bytes of each token of the old teacher"
+
+
 class OldSide:
     """The training texts in the old model's own tokens, and what it says of them.
 
@@ -137,7 +140,7 @@ class OldSide:
         if not old or "old" not in alignment.teachers:
             return None
         across = way_across(old, new, data, task, alignment.across, alignment.level)
-        if across and across not in TRANSLATED and alignment.distance == "logits":
+        if across and across not in BY_TOKEN and alignment.distance == "logits":
             raise MuscleError(LOGITS_ACROSS)
         return cls(old, task, data, tokens, alignment.texts, across) if across else None
 
@@ -147,7 +150,7 @@ class OldSide:
         return Chunks.of(self._student.training, self._data.training)
 
     def teacher(
-        self, texts: Texts, alignment: AlignmentSettings, folder: Path | None, report: Report
+        self, texts: Texts, alignment: AlignmentSettings, folder: Path | None, report: Report, beside: int = 0
     ) -> ChunkTeacher | TranslatedTeacher:
         """What the old model says, for a training on the student's texts; the model is freed before this returns.
 
@@ -156,18 +159,22 @@ class OldSide:
             alignment: What is compared.
             folder: Where what it says is kept, and taken from if it is there; None: in memory only.
             report: Told how far it is.
+            beside: Bytes that are to be kept of the new teacher in the same place.
 
         Raises:
             MuscleError: The model cannot be loaded, or what it says not be kept.
         """
         if translate := TRANSLATIONS.get(self._across):
-            states, head = self._states(alignment.cache_dtype, folder, report)
-            translated = states, head, translate(self._student.tokenizer, self._data.tokenizer)
-            if self._across != "combined":
-                return TranslatedTeacher.over(self.parts, texts, *translated)
-            said = self._read(CachedTeacher(states, head), None, report)
-            parts = joined(self.parts, said, texts, alignment.boundary_threshold)
-            return ChunkTeacher.by_chunk(said, parts, texts, TranslatedTeacher.over(parts, texts, *translated))
+            states, head = self._states(alignment.cache_dtype, folder, report, beside)
+            translation = translate(self._student.tokenizer, self._data.tokenizer)
+            tokens = self._student.training.gold, self._data.training.gold, translation.same
+            parts, alone = self.parts, self.parts.alone(*tokens)
+            if self._across == "combined":
+                said = self._read(CachedTeacher(states, head), None, report)
+                parts = joined(parts, said, texts, alignment.boundary_threshold, alone)
+                alone = parts.alone(*tokens)
+            translated = TranslatedTeacher.over(parts, alone, texts, states, head, translation)
+            return ChunkTeacher.by_chunk(said, parts, texts, translated) if self._across == "combined" else translated
         said = self._likelihoods(folder, report)
         if alignment.level == "choice" or not self._cuts:
             return ChunkTeacher.by_text(said, self.texts, texts)
@@ -198,10 +205,11 @@ class OldSide:
         starts = _word_starts(self._data.tokenizer) if self._cuts else torch.zeros(0, dtype=torch.bool)
         return read_likelihoods(teacher, self.texts, starts, folder, report)
 
-    def _states(self, kept: CacheDtype, folder: Path | None, report: Report) -> tuple[States, Head]:
+    def _states(self, kept: CacheDtype, folder: Path | None, report: Report, beside: int = 0) -> tuple[States, Head]:
         if folder and (states := open_states(folder, self.texts)):
             return states, Head.load(folder / HEAD)
-        check_room(states_size(self._model.base, self.texts, kept), folder)
+        size = states_size(self._model.base, self.texts, kept) + beside
+        check_room(size, folder, LESS_KEPT if folder else f"{LESS_KEPT}, or `teacher_cache` to `disk`")
         model = self._data.load(self._model)
         states = compute_states(model, self.texts, kept, folder, report)
         head = Head.load(folder / HEAD) if folder else Head.of(model)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
@@ -18,6 +17,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from muscle.errors import MuscleError
+from muscle.measure.statistics import BoolArray
 from muscle.update.chunks import NONE, Chunks
 from muscle.update.distributed import processes
 from muscle.update.heads import Head
@@ -30,7 +30,6 @@ from muscle.update.teachers import Teacher
 from muscle.update.tokenized import IGNORED
 from muscle.update.translations import Translation
 
-IntArray = npt.NDArray[np.integer]
 LIKELIHOODS, RECORD = "likelihoods.safetensors", "likelihoods.json"
 """Files of what is kept on disk. The record is written last."""
 
@@ -217,14 +216,13 @@ class TranslatedTeacher:
 
     @classmethod
     def over(
-        cls, parts: Chunks, texts: Texts, states: States, head: Head, translation: Translation
+        cls, parts: Chunks, alone: BoolArray, texts: Texts, states: States, head: Head, translation: Translation
     ) -> TranslatedTeacher:
-        """On chunks of one token on both sides."""
-        student, old = (np.bincount(side[side >= 0], minlength=parts.count) for side in (parts.student, parts.old))
-        alone = np.append((student == 1) & (old == 1), False)  # -1 is the last
-        target = np.full(parts.count + 1, -1)
-        target[parts.old[parts.old >= 0]] = np.flatnonzero(parts.old >= 0)
-        place = np.where(alone[parts.student], target[parts.student], -1)
+        """On chunks that are the same token on both sides, which `Chunks.alone` tells."""
+        heard = np.append(alone, False)  # NONE is the last
+        target = np.full(parts.count + 1, NONE)
+        target[parts.old] = np.arange(len(parts.old))
+        place = np.where(heard[parts.student], target[parts.student], NONE)
         return cls(texts.starts, torch.from_numpy(place), states, head, translation)
 
     @property
@@ -237,7 +235,7 @@ class TranslatedTeacher:
         place = _of_batch(self.place, self.starts, batch, counted)
         states = self.states.rows[place[place >= 0]].to(counted.device, self.states.dtype)
         local = torch.where(place >= 0, (place >= 0).cumsum(0) - 1, -1).to(counted.device)
-        return TranslatedRows(local, states, self.head.to(counted.device), self.translation)
+        return TranslatedRows(local, states, self.head.to(counted.device), self.translation.logits)
 
 
 def _of_batch(numbers: Tensor, starts: list[int], batch: Mapping[str, Tensor], counted: Tensor) -> Tensor:
@@ -247,7 +245,7 @@ def _of_batch(numbers: Tensor, starts: list[int], batch: Mapping[str, Tensor], c
     return torch.cat(rows) if rows else numbers[:0]
 
 
-def joined(parts: Chunks, said: Likelihoods, texts: Texts, threshold: float) -> Chunks:
+def joined(parts: Chunks, said: Likelihoods, texts: Texts, threshold: float, alone: BoolArray | None = None) -> Chunks:
     """Chunks that end where the old model finds the start of a new word likelier than the threshold (debiasing of ALM).
 
     Others are joined to the one that follows. Where the old model says "token" in two tokens and the student in one,
@@ -258,6 +256,7 @@ def joined(parts: Chunks, said: Likelihoods, texts: Texts, threshold: float) -> 
         said: What the old model says of its targets.
         texts: The student's.
         threshold: With 0 nothing is joined; with infinity a text is one chunk, but for what only one side reads.
+        alone: Chunks that are compared as tokens, (C,): two of them are never joined, since both sides cut there.
     """
     if not threshold or not parts.count:
         return parts
@@ -271,6 +270,8 @@ def joined(parts: Chunks, said: Likelihoods, texts: Texts, threshold: float) -> 
     (first, last), (old_first, old_last) = ends
     text = np.searchsorted(texts.starts, first, side="right")
     follows = (first[1:] == last[:-1] + 1) & (old_first[1:] == old_last[:-1] + 1) & (text[1:] == text[:-1])
+    if alone is not None:
+        follows &= ~(alone[1:] & alone[:-1])
     goes_on = np.append(False, follows & (said.begins.numpy()[old_first[1:]] <= threshold))
     numbers = np.append(np.cumsum(~goes_on) - 1, NONE)  # NONE is the last
     return replace(parts, student=numbers[parts.student], old=numbers[parts.old], count=int(numbers.max()) + 1)

@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 from muscle.recipes import PROJECT_TASKS
 from muscle.update import stages
-from muscle.update.alignment_settings import AlignmentSettings
+from muscle.update.alignment_settings import BY_LIKELIHOOD, Across, AlignmentSettings
 from muscle.update.pipeline import Stage
 from muscle.update.provenance import digest
 from muscle.update.recipe import (
@@ -94,7 +94,8 @@ class Plan:
             return {}
         made = [(side.scratch.tokenizer, side.scratch.vocabulary) for side in self._sides.values() if side.scratch]
         if not made:
-            return {"mixed": [self._model(name) for name in self._sides]}
+            there = all(side.base for side in self._sides.values())
+            return {"mixed": [self._model(name) for name in self._sides]} if there else {}
         return {} if len(made) == 2 and made[0] == made[1] else {"mixed": []}
 
     def _learning(self, task: str) -> list[AlignmentSettings]:
@@ -212,9 +213,8 @@ class Plan:
         }
         if side == "old":
             settings["old"] = self._model("old", task)
-            if alignment.across:
-                settings["across"] = alignment.across
-            if alignment.level != "token":
+            settings |= _named(across=_kept_across(alignment))
+            if not alignment.across and alignment.level != "token":
                 settings["level"] = alignment.level
         if alignment.texts != "gold":
             settings["texts"] = alignment.texts
@@ -321,14 +321,27 @@ def _named(**settings: object) -> dict[str, Any]:
 
 
 def _states_folder(task: str, side: SideName, alignment: AlignmentSettings) -> str:
-    """Name of the stage that keeps a teacher's states, with that of its texts where they are not just the gold ones."""
+    """Name of the stage that keeps what a teacher says: of which texts, where they are not just the gold ones, and how.
+
+    An old teacher that is heard across tokenizers leaves likelihoods or states; where the tokenizers decide, the level
+    tells which of the two.
+    """
     kind: list[str] = [alignment.texts] * (alignment.texts != "gold")
     kind += ["unlabelled"] * alignment.unlabelled
     if side == "old":
-        kind += [alignment.across] if alignment.across else []
-        kind += [alignment.level] if alignment.level != "token" else []
+        if across := _kept_across(alignment):
+            kind += ["likelihoods" if across == "texts" else "states"]
+        elif alignment.level != "token":
+            kind += [alignment.level]
     dtype = [alignment.cache_dtype] * (alignment.cache_dtype != "auto")
     return "-".join([f"teachers/{task}/{side}", *kind, *dtype])
+
+
+def _kept_across(alignment: AlignmentSettings) -> Across | None:
+    """One of the ways to hear an old teacher that read what the given way does; None: the tokenizers decide."""
+    if not alignment.across:
+        return None
+    return "texts" if alignment.across in BY_LIKELIHOOD else "combined"
 
 
 def _reads_answers(alignment: AlignmentSettings) -> bool:

@@ -59,9 +59,9 @@ class Search:
 
     Fields as the arguments of `adapters.train_compatibility_adapter`; `alignment.search` says how to search. Trials
     that are done are kept under `destination`, whatever stops the search: it goes on from there, with `muscle align`
-    also with another budget, while `muscle update` begins a stage with other settings anew. A trial that diverged,
-    or that needs to know a head that is unknown, is never chosen. Where no trial has fewer flips above the floor, the
-    new task adapter is saved as it is; where there is none, the trial that falls short of the floor by least.
+    also with another budget, while `muscle update` begins a stage with other settings anew. A trial that diverged is
+    never chosen. Where no trial has fewer flips above the floor, the new task adapter is saved as it is; where there is
+    none, the trial that falls short of the floor by least.
     All held-out items are scored, whatever `evaluation.limit`. Beside what a training leaves there is `search.json`.
     """
 

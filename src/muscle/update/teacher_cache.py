@@ -92,7 +92,7 @@ def state_size(config: PreTrainedConfig, base: Base, kept: CacheDtype) -> int:
     return int(text.hidden_size) * dtype.itemsize
 
 
-def check_room(size: int, folder: Path | None) -> None:
+def check_room(size: int, folder: Path | None, way_out: str | None = None) -> None:
     """Refuse caches that this machine cannot hold, rather than be killed when its memory or disk is full.
 
     With several processes each of them must call this: where one lacks room all refuse, and none waits for it.
@@ -100,6 +100,7 @@ def check_room(size: int, folder: Path | None) -> None:
     Args:
         size: Bytes of all of them; 0 where all are there.
         folder: Where they are to lie; None is the main memory, where each process of this machine has its own.
+        way_out: What to do where they do not fit, if that is not to keep them elsewhere.
 
     Raises:
         MuscleError: They do not fit; or they are to be written by several machines, whose writes into one file a
@@ -115,10 +116,10 @@ def check_room(size: int, folder: Path | None) -> None:
     processes()  # makes them one job
     needed, free = min(gather_object([(needed, free)]), key=lambda found: found[1] - found[0])
     if needed > free:
-        where, ways_out = (f"in {folder}", "`off`") if folder else ("of memory", "`disk` or `off`")
+        where, elsewhere = (f"in {folder}", "`off`") if folder else ("of memory", "`disk` or `off`")
         raise MuscleError(
             f"what the teachers say of the training texts takes {in_words(needed)} {where}, where {in_words(free)} "
-            f"are free: set `teacher_cache` under `alignment` to {ways_out}"
+            f"are free: {way_out or f'set `teacher_cache` under `alignment` to {elsewhere}'}"
         )
 
 

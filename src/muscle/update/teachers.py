@@ -154,7 +154,7 @@ class Teachers:
         self._live, self._kept = alignment.teacher_cache == "off", alignment.cache_dtype
         self._read = [side for side in alignment.teachers if side in sides]
         self._folders = folders if alignment.teacher_cache == "disk" else {}
-        self._check_room()
+        check_room(self.missing, next(iter(self._folders.values()), None))
 
     def folder(self, side: SideName) -> Path | None:
         """Where what a side says is kept on disk; None: it is not."""
@@ -202,11 +202,13 @@ class Teachers:
     def _computed(self, side: SideName, model: nn.Module) -> States:
         return compute_states(model, self._texts, self._kept, self._folders.get(side), self._report)
 
-    def _check_room(self) -> None:
-        if not self._live:
-            missing = [self._models[side].base for side in self._read if not self._on_disk(side)]
-            size = sum(states_size(base, self._texts, self._kept) for base in missing)
-            check_room(size, next(iter(self._folders.values()), None))
+    @property
+    def missing(self) -> int:
+        """Bytes of the states that are to be computed yet."""
+        if self._live:
+            return 0
+        missing = [self._models[side].base for side in self._read if not self._on_disk(side)]
+        return sum(states_size(base, self._texts, self._kept) for base in missing)
 
 
 def frozen_head(student: nn.Module) -> Head:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -13,6 +15,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from muscle.errors import MuscleError
+from muscle.measure.statistics import IntArray
 from muscle.update.prompts import Example
 from muscle.update.spans import SpanReader, Spans
 
@@ -89,6 +92,12 @@ class TokenizedExamples(Dataset[dict[str, Tensor]]):
     def targets(self) -> list[int]:
         """How many targets each text has."""
         return [len(ids) - first for ids, first in zip(self.ids, self._first_targets, strict=True)]
+
+    @property
+    def gold(self) -> IntArray:
+        """The targets of all texts, one text after the other, (N,)."""
+        found = (ids[first:] for ids, first in zip(self.ids, self._first_targets, strict=True))
+        return np.fromiter(chain.from_iterable(found), np.int64)
 
 
 def _tokenized(

@@ -10,7 +10,8 @@ probability that a normal number can be, about 1e-38 in float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -20,9 +21,17 @@ from transformers import PreTrainedTokenizerBase
 
 from muscle.update.surfaces import Lexicon, first_pieces, matched
 
-Translation = Callable[[Tensor, Tensor, float], Tensor]
-"""Old logits (n, V_old), the student's (n, S) and the temperature T -> logits t (n, S), in float32 at least, such that
-softmax(t / T) is what the old teacher recommends. Vocabularies may be padded, or cut, to any number of rows."""
+
+@dataclass(frozen=True)
+class Translation:
+    """From the old teacher's tokens to the student's."""
+
+    logits: Callable[[Tensor, Tensor, float], Tensor]
+    """Old logits (n, V_old), the student's (n, S) and the temperature T -> logits t (n, S), in float32 at least, such
+    that softmax(t / T) is what the old teacher recommends. Vocabularies may be padded, or cut, to any number of
+    rows."""
+    same: Mapping[int, int] | None
+    """The student's token of each old one that stands for the same text; None where tokens are not told apart."""
 
 
 def shared_tokens(student: PreTrainedTokenizerBase, old: PreTrainedTokenizerBase) -> Translation:
@@ -58,7 +67,7 @@ def shared_tokens(student: PreTrainedTokenizerBase, old: PreTrainedTokenizerBase
         found[:, rest] = others + _log_softmax(student[:, rest], temperature).to(log_p.dtype)
         return _floored(found if len(rest) else found.log_softmax(-1)) * temperature
 
-    return translate
+    return Translation(translate, shared)
 
 
 def projected(student: PreTrainedTokenizerBase, old: PreTrainedTokenizerBase) -> Translation:
@@ -99,7 +108,7 @@ def projected(student: PreTrainedTokenizerBase, old: PreTrainedTokenizerBase) ->
         mass = p.new_zeros(student.shape).scatter_add_(-1, targets.expand(len(p), -1), p)
         return _floored(mass.log()) * temperature
 
-    return translate
+    return Translation(translate, shared)
 
 
 def by_rank(student: PreTrainedTokenizerBase, old: PreTrainedTokenizerBase) -> Translation:
@@ -124,7 +133,7 @@ def by_rank(student: PreTrainedTokenizerBase, old: PreTrainedTokenizerBase) -> T
         found = torch.full_like(student, -math.inf, dtype=largest.dtype)
         return _floored(found.scatter_(-1, order, largest.log_softmax(-1))) * temperature
 
-    return translate
+    return Translation(translate, None)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

@@ -13,7 +13,7 @@ Pretraining has A = P and no base beside. A compatibility adapter adds, by the t
     off                             the old one's base and adapter, P b + 4 A, and 4 A of the new one's
 
 An old teacher with another tokenizer is never off, and leaves what it says of the targets in its own tokens: 9 bytes of
-each where likelihoods are compared, and no head; else states as above.
+each where likelihoods alone are compared, and no head; else states as above.
 
 The old model's body is gone before the student is loaded, and the new one is the student itself. Evaluation takes
 P b + 4 A, keys and values of the positions that are read at once, what a layer makes of them, and some logits. All that
@@ -31,7 +31,7 @@ from msgspec import convert
 from transformers import PretrainedConfig
 
 from muscle.update import stages
-from muscle.update.alignment_settings import MATCHED
+from muscle.update.alignment_settings import BY_LIKELIHOOD
 from muscle.update.estimate.inputs import (
     Inputs,
     Items,
@@ -103,7 +103,7 @@ def stage_bytes(stage: Stage, inputs: Inputs, counted: Texts | Items | None) -> 
     if stage.function is stages.teach:
         side = "old" if "old" in settings else "new"
         left = cache_bytes(stage, inputs, side, texts)
-        if across_of(stage, texts) not in MATCHED:
+        if across_of(stage, texts) not in BY_LIKELIHOOD:
             left += head_bytes(stage, inputs, side)
         return Bytes(_loaded(stage, inputs, side), left=left)
     return Bytes(0)
@@ -121,7 +121,7 @@ def _alignment(stage: Stage, inputs: Inputs, texts: Texts | None) -> Bytes:
     lora = stage.settings["lora"] or (inputs.lora(stage, "new") or LoraSettings()).as_dict()
     old = _loaded(stage, inputs, "old") if "old" in alignment.teachers else 0.0
     across, live = across_of(stage, texts), alignment.teacher_cache == "off"
-    head = head_bytes(stage, inputs, "old") if old and across not in MATCHED else 0.0
+    head = head_bytes(stage, inputs, "old") if old and across not in BY_LIKELIHOOD else 0.0
     kept: Sequence[SideName] = alignment.teachers
     if live:
         config = inputs.config(stage, "new")
@@ -144,7 +144,7 @@ def cache_bytes(stage: Stage, inputs: Inputs, side: str, texts: Texts | None) ->
     kept, targets = stage.settings.get("kept") or alignment_of(stage).cache_dtype, texts.targets
     if side == "old" and (across := across_of(stage, texts)):
         targets = texts.old_targets or 0
-        if across in MATCHED:
+        if across in BY_LIKELIHOOD:
             return float(LIKELIHOODS * targets)
     return float(targets * state_size(inputs.config(stage, side), inputs.base(stage, side), kept))
 
