@@ -443,20 +443,33 @@ def test_an_ensemble_of_two_tokenizers_generates_nothing(world: Path, pieces: Pa
     assert len(samples(world, pieces, tmp_path, "gated", "sums")) == 20
 
 
+MIXES = "the ensemble mixes .*: take gated in its place"
+LOGITS = "distance: logits compares tokens"
+
+
 @pytest.mark.parametrize(
-    ("old", "task", "fault"),
-    [("pieces", "sums", True), ("pieces", "scenes", False), ("v1", "sums", False), ("scratch", "sums", True)],
+    ("old", "task", "distance", "fault"),
+    [
+        ("pieces", "sums", "divergence", MIXES),
+        ("pieces", "scenes", "divergence", None),
+        ("pieces", "scenes", "logits", LOGITS),
+        ("v1", "sums", "logits", None),
+        ("scratch", "sums", "divergence", MIXES),
+        ("scratch", "scenes", "logits", LOGITS),
+    ],
 )
-def test_an_ensemble_that_cannot_generate_is_refused_before_anything_is_trained(
-    world: Path, pieces: Path, tmp_path: Path, old: str, task: str, fault: bool
+def test_what_needs_one_tokenizer_is_refused_before_anything_is_trained(
+    world: Path, pieces: Path, tmp_path: Path, old: str, task: str, distance: Any, fault: str | None
 ) -> None:
     known = {"pieces": Side(base=str(pieces)), "v1": Side(base=str(world / "v1")), "scratch": Side(scratch=Scratch())}
     settings = TaskSettings(include_path=str(world / "tasks"), validation_share=None)
-    recipe = Recipe(old=known[old], new=Side(base=str(world / "v2")), tasks={task: settings}, controls=("ensemble",))
+    alignment = AlignmentSettings(distance=distance)
+    bases = {"old": known[old], "new": Side(base=str(world / "v2"))}
+    recipe = Recipe(**bases, tasks={task: settings}, controls=("ensemble",), alignment=alignment)
     check = Plan(recipe).stages()[0]
     assert check.name == f"checks/{task}"
     if fault:
-        with pytest.raises(MuscleError, match=f"task {task}: the ensemble mixes .*: take gated in its place"):
+        with pytest.raises(MuscleError, match=f"task {task}: {fault}"):
             check.function(tmp_path, silent, **check.settings)
     else:
         check.function(tmp_path, silent, **check.settings)
@@ -468,7 +481,7 @@ def test_an_ensemble_of_bases_that_are_made_alike_needs_no_check(world: Path) ->
     for words, mixed in ((2000, False), (300, True)):
         sides = {"old": Side(scratch=Scratch(vocabulary=words)), "new": Side(scratch=Scratch())}
         check = Plan(Recipe(**sides, tasks=task, controls=("ensemble",))).stages()[0]
-        assert ("mixed" in check.settings) == mixed
+        assert ("one_tokenizer" in check.settings) == mixed
 
 
 def test_sureness_does_not_depend_on_the_tokenizer(

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from muscle.update.pipeline import Stage, fingerprint
-from muscle.update.plan import PROJECT_TASKS, RESEED, Plan, _files_digest
+from muscle.update.plan import PROJECT_TASKS, RESEED, Plan
+from muscle.update.provenance import files_digest
 from muscle.update.recipe import Recipe
 from muscle.update.recipe_file import make_recipe, read_recipe
 from muscle.update.run import stand_in
@@ -403,5 +404,5 @@ def test_where_the_files_lie_decides_nothing(tmp_path: Path) -> None:
         for folder, name in ((definitions, "task.yaml"), (data, "train.jsonl")):
             (root / folder).mkdir(parents=True)
             (root / folder / name).write_text(name)
-        digests.add(_files_digest([root / definitions], root / data))
+        digests.add(files_digest([root / definitions], root / data))
     assert len(digests) == 1

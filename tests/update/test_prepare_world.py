@@ -12,8 +12,8 @@ from muscle.demo.plan import QUICK
 from muscle.demo.world import World
 from muscle.errors import MuscleError
 from muscle.recipes import prepare_world
+from muscle.update.groundwork import pretrain_base, train_tokenizer
 from muscle.update.recipe import TaskSettings
-from muscle.update.stages import pretrain_base, train_tokenizer
 from muscle.update.tasks import load_task
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from muscle.recipes import PROJECT_TASKS
-from muscle.update import stages
-from muscle.update.alignment_settings import BY_LIKELIHOOD, Across, AlignmentSettings
+from muscle.update import groundwork, stages
+from muscle.update.alignment_settings import AlignmentSettings
 from muscle.update.pipeline import Stage
-from muscle.update.provenance import digest
+from muscle.update.provenance import digest, files_digest
 from muscle.update.recipe import (
     ANSWERING,
     TASK_GROUPS,
@@ -35,6 +35,7 @@ from muscle.update.recipe import (
     split_revision,
 )
 from muscle.update.settings import SideName, merged
+from muscle.update.teacher_folders import answers_folder, kept_across, reads_answers, states_folder
 
 RESEED = 1000
 """Added to the seed of the new adapter that is trained again: the flips that nothing but chance makes."""
@@ -79,24 +80,30 @@ class Plan:
         plan = []
         for task in self._recipe.tasks:
             chosen = self._tasks[task]
-            settings: dict[str, Any] = {"backend": self._recipe.evaluation_of(task).backend, **self._mixed()}
+            settings: dict[str, Any] = {"backend": self._recipe.evaluation_of(task).backend}
+            settings |= self._one_tokenizer(task)
             for alignment in self._learning(task):
                 chosen = self._with_inputs(chosen, alignment)
                 searched = alignment.search and self._recipe.tasks[task].unlabelled
                 settings |= {"unlabelled": True} if alignment.unlabelled or searched else {}
                 settings |= {"choices": True} if alignment.texts == "choices" else {}
-            plan.append(Stage(f"checks/{task}", stages.check_task, {"task": chosen, **settings}, self._tasks_folder()))
+            plan.append(
+                Stage(f"checks/{task}", groundwork.check_task, {"task": chosen, **settings}, self._tasks_folder())
+            )
         return plan
 
-    def _mixed(self) -> dict[str, Any]:
-        """What the ensemble is to mix, as far as it is not known yet that both tokenizers are one."""
-        if "ensemble" not in self._recipe.controls:
-            return {}
+    def _one_tokenizer(self, task: str) -> dict[str, Any]:
+        """What needs old and new model to have one tokenizer, as far as it is not known yet that they have."""
+        needs = ["ensemble"] if "ensemble" in self._recipe.controls else []
+        if any(each.distance == "logits" and not each.across for each in self._learning(task)):
+            needs.append("logits")
         made = [(side.scratch.tokenizer, side.scratch.vocabulary) for side in self._sides.values() if side.scratch]
-        if not made:
-            there = all(side.base for side in self._sides.values())
-            return {"mixed": [self._model(name) for name in self._sides]} if there else {}
-        return {} if len(made) == 2 and made[0] == made[1] else {"mixed": []}
+        if not needs or (len(made) == 2 and made[0] == made[1]):
+            return {}
+        if made:
+            return {"one_tokenizer": needs}
+        there = all(side.base for side in self._sides.values())
+        return {"one_tokenizer": needs, "models": [self._model(name) for name in self._sides]} if there else {}
 
     def _learning(self, task: str) -> list[AlignmentSettings]:
         """What the methods and controls that read teachers learn from."""
@@ -118,10 +125,10 @@ class Plan:
                 kind = _named(kind=scratch.tokenizer if scratch.tokenizer != "bytes" else None)
                 named = "bases/old_tokenizer" if tokenizers else "bases/tokenizer"
                 settings = {"vocabulary": scratch.vocabulary, **kind, **common, **_named(documents=every)}
-                tokenizers[wanted] = Stage(named, stages.train_tokenizer, settings, inputs)
+                tokenizers[wanted] = Stage(named, groundwork.train_tokenizer, settings, inputs)
             reads = {"tokenizer": tokenizers[wanted].name, **inputs}
             settings = {"scratch": scratch.as_dict(), **common, **_named(documents=read[name])}
-            bases.append(Stage(f"bases/{name}", stages.pretrain_base, settings, reads))
+            bases.append(Stage(f"bases/{name}", groundwork.pretrain_base, settings, reads))
         return [*tokenizers.values(), *reversed(bases)]
 
     def _documents(self, scratch: Scratch) -> list[dict[str, str]]:
@@ -158,7 +165,7 @@ class Plan:
         alignment, training = self._recipe.alignment_of(task, method), self._recipe.alignment_training_of(task)
         flips = training.select_by == "flips" or alignment.search is not None
         fresh = self._sides["new"].adapters.get(task, "") is None
-        reads_old = "old" in alignment.teachers or _reads_answers(alignment) or flips
+        reads_old = "old" in alignment.teachers or reads_answers(alignment) or flips
         sides: tuple[SideName, ...] = ("old", "new") if reads_old else ("new",)
         settings: dict[str, Any] = {side: self._model(side, task) for side in sides}
         settings |= {  # what this method does not read is left out, so that it can change
@@ -175,9 +182,9 @@ class Plan:
         stage, alignment = self.alignment_stage(task, method), self._recipe.alignment_of(task, method)
         if alignment.search:  # which reads several texts
             return stage
-        kept = _answers_folder(task, alignment)
+        kept = answers_folder(task, alignment)
         if alignment.teacher_cache == "disk":
-            kept |= {f"{side}_states": _states_folder(task, side, alignment) for side in alignment.teachers}
+            kept |= {f"{side}_states": states_folder(task, side, alignment) for side in alignment.teachers}
         return replace(stage, inputs={**stage.inputs, **kept})
 
     def _teacher_stages(self, task: str) -> list[Stage]:
@@ -186,7 +193,7 @@ class Plan:
         for alignment in self._learning(task):
             if alignment.search:
                 continue
-            needed = [self._answers_stage(task, alignment)] if _reads_answers(alignment) else []
+            needed = [self._answers_stage(task, alignment)] if reads_answers(alignment) else []
             sides = alignment.teachers if alignment.teacher_cache == "disk" else ()
             needed += [self._teacher_stage(task, side, alignment) for side in sides]
             found |= {stage.name: stage for stage in needed}
@@ -200,7 +207,7 @@ class Plan:
             "evaluation": self._answering(task, alignment),
             **{side: self._model(side, task) for side in both},
         }
-        (name,) = _answers_folder(task, alignment).values()
+        (name,) = answers_folder(task, alignment).values()
         return Stage(name, stages.answer, settings, self._inputs(task, both))
 
     def _teacher_stage(self, task: str, side: SideName, alignment: AlignmentSettings) -> Stage:
@@ -213,15 +220,15 @@ class Plan:
         }
         if side == "old":
             settings["old"] = self._model("old", task)
-            settings |= _named(across=_kept_across(alignment))
+            settings |= _named(across=kept_across(alignment))
             if not alignment.across and alignment.level != "token":
                 settings["level"] = alignment.level
         if alignment.texts != "gold":
             settings["texts"] = alignment.texts
         if alignment.unlabelled:
             settings["unlabelled"] = True
-        inputs = self._inputs(task, (side,)) | self._produced_as("new_base", "new") | _answers_folder(task, alignment)
-        return Stage(_states_folder(task, side, alignment), stages.teach, settings, inputs)
+        inputs = self._inputs(task, (side,)) | self._produced_as("new_base", "new") | answers_folder(task, alignment)
+        return Stage(states_folder(task, side, alignment), stages.teach, settings, inputs)
 
     def evaluation_stage(self, task: str, model: str, split: Split = "test", folder: str = "logs") -> Stage:
         """The evaluation log of one task model, or of both together."""
@@ -264,7 +271,7 @@ class Plan:
             del settings[group]
         definitions = [PROJECT_TASKS, *([Path(settings["include_path"])] if settings["include_path"] else [])]
         data = Path(self._recipe.data) / name if self._recipe.data else None
-        files = _files_digest(definitions, data if data and data.is_dir() else None)
+        files = files_digest(definitions, data if data and data.is_dir() else None)
         return {"name": name, "settings": settings, "data": self._recipe.data, "files": files}
 
     def _without_shots(self, task: str) -> dict[str, Any]:
@@ -282,7 +289,7 @@ class Plan:
     def _answering(self, task: str, alignment: AlignmentSettings) -> dict[str, Any]:
         """What decides how both models together answer inputs without labels."""
         evaluation = self._recipe.evaluation_of(task).as_dict()
-        return {name: evaluation[name] for name in ANSWERING} if _reads_answers(alignment) else {}
+        return {name: evaluation[name] for name in ANSWERING} if reads_answers(alignment) else {}
 
     def _model(self, side: SideName, task: str | None = None) -> dict[str, Any]:
         """A side's base, and its adapter for the task if that is there already; None is what a stage writes."""
@@ -318,47 +325,3 @@ class Plan:
 def _named(**settings: object) -> dict[str, Any]:
     """Those that are not empty: what a stage has by default is left out of its record."""
     return {name: value for name, value in settings.items() if value}
-
-
-def _states_folder(task: str, side: SideName, alignment: AlignmentSettings) -> str:
-    """Name of the stage that keeps what a teacher says: of which texts, where they are not just the gold ones, and how.
-
-    An old teacher that is heard across tokenizers leaves likelihoods or states; where the tokenizers decide, the level
-    tells which of the two.
-    """
-    kind: list[str] = [alignment.texts] * (alignment.texts != "gold")
-    kind += ["unlabelled"] * alignment.unlabelled
-    if side == "old":
-        if across := _kept_across(alignment):
-            kind += ["likelihoods" if across == "texts" else "states"]
-        elif alignment.level != "token":
-            kind += [alignment.level]
-    dtype = [alignment.cache_dtype] * (alignment.cache_dtype != "auto")
-    return "-".join([f"teachers/{task}/{side}", *kind, *dtype])
-
-
-def _kept_across(alignment: AlignmentSettings) -> Across | None:
-    """One of the ways to hear an old teacher that read what the given way does; None: the tokenizers decide."""
-    if not alignment.across:
-        return None
-    return "texts" if alignment.across in BY_LIKELIHOOD else "combined"
-
-
-def _reads_answers(alignment: AlignmentSettings) -> bool:
-    """Whether texts of inputs without labels are what both task models answer."""
-    return alignment.weight is not None and alignment.unlabelled and alignment.texts == "gold"
-
-
-def _answers_folder(task: str, alignment: AlignmentSettings) -> dict[str, str]:
-    """Keyword and name of the stage that keeps what both models answer, where that is learnt from."""
-    return {"answers": f"teachers/{task}/answers"} if _reads_answers(alignment) else {}
-
-
-def _files_digest(definitions: Iterable[Path], data: Path | None) -> str:
-    """Hash of task definitions and local data, so that a changed file runs again what read it."""
-    found = hashlib.sha256()
-    files = [(folder, path) for folder in definitions for path in folder.rglob("*") if path.suffix in {".yaml", ".py"}]
-    files += [(data, path) for path in data.glob("*")] if data else []
-    for folder, path in sorted(files, key=lambda file: (file[0] == data, file[1].relative_to(file[0]).as_posix())):
-        found.update(path.relative_to(folder).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()

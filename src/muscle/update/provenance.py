@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -152,3 +152,13 @@ def _version(library: str) -> str | None:
         return version(library)
     except PackageNotFoundError:
         return None
+
+
+def files_digest(definitions: Iterable[Path], data: Path | None) -> str:
+    """Hash of task definitions and local data, so that a changed file runs again what read it."""
+    found = hashlib.sha256()
+    files = [(folder, path) for folder in definitions for path in folder.rglob("*") if path.suffix in {".yaml", ".py"}]
+    files += [(data, path) for path in data.glob("*")] if data else []
+    for folder, path in sorted(files, key=lambda file: (file[0] == data, file[1].relative_to(file[0]).as_posix())):
+        found.update(path.relative_to(folder).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()

@@ -6,16 +6,14 @@ would name.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import convert
 
-from muscle.errors import MuscleError
 from muscle.update.alignment_settings import Across, AlignmentSettings, CacheDtype
 from muscle.update.pipeline import Report
 from muscle.update.recipe import (
@@ -23,11 +21,9 @@ from muscle.update.recipe import (
     EvaluationSettings,
     LoraSettings,
     Reference,
-    Scratch,
     Split,
     TaskModel,
     TaskSettings,
-    TokenizerKind,
     TrainingSettings,
 )
 from muscle.update.settings import SideName, TargetTokens
@@ -36,107 +32,6 @@ if TYPE_CHECKING:
     from muscle.update.tasks import Task
 
 Plain = Mapping[str, Any]
-SPLITS: tuple[Literal["training"], Literal["validation"]] = ("training", "validation")
-
-
-def check_task(
-    destination: Path,
-    report: Report,
-    *,
-    task: Plain,
-    backend: str,
-    choices: bool = False,
-    unlabelled: bool = False,
-    mixed: Sequence[Plain] | None = None,
-    tasks_folder: Path | None = None,
-) -> None:
-    """Whether a task can be had and rendered, and the back end that is to score it; how many texts and items it has.
-
-    With `choices` its items must have some; with `unlabelled` it must name inputs without labels; if its answers are
-    generated, the old and the new model that are `mixed` must have one tokenizer, which none has got yet if there are
-    no models.
-    """
-    from muscle.update.backends import find_backend
-
-    find_backend(backend)
-    loaded = task_of(task, tasks_folder)
-    if mixed is not None and loaded.generates:
-        _check_mixed(loaded, [_model(settings).base for settings in mixed])
-    counts = {"test": len(loaded.for_evaluation("test").eval_docs)}
-    if choices:
-        loaded.require_choices()
-    if unlabelled:
-        counts["unlabelled"] = loaded.count_unlabelled()
-    if not loaded.settings.chat_template:  # which needs a tokenizer, and with it a base
-        counts |= {split: len(loaded.examples(split)) for split in SPLITS}
-    (destination / "items.json").write_text(json.dumps(counts) + "\n")
-
-
-def _check_mixed(task: Task, bases: Sequence[Base]) -> None:
-    """That the ensemble of models on these bases can generate."""
-    from muscle.update.models import load_tokenizer
-    from muscle.update.same_tokenizer import tokenizer_difference
-    from muscle.update.two_models import NOTHING_TO_MIX
-
-    if bases:
-        old, new = bases
-        if not tokenizer_difference(old, new, load_tokenizer(new), task):
-            return
-    raise MuscleError(f"task {task.name}: {NOTHING_TO_MIX}")
-
-
-def train_tokenizer(
-    destination: Path,
-    report: Report,
-    *,
-    vocabulary: int,
-    tasks: Mapping[str, Plain],
-    kind: TokenizerKind = "bytes",
-    documents: Sequence[Plain] = (),
-    tasks_folder: Path | None = None,
-) -> None:
-    """The tokenizer of one or both of the bases that are pretrained from scratch, of all that is read by any."""
-    from muscle.update.scratch import train_tokenizer
-
-    texts = _training_texts(tasks, tasks_folder) + _documents(documents)
-    train_tokenizer(texts, vocabulary, kind).save_pretrained(destination)
-
-
-def pretrain_base(
-    destination: Path,
-    report: Report,
-    *,
-    scratch: Plain,
-    tasks: Mapping[str, Plain],
-    tokenizer: Path,
-    documents: Sequence[Plain] = (),
-    tasks_folder: Path | None = None,
-) -> None:
-    """A small base, from scratch, on its documents or else the tasks' training texts."""
-    from transformers import PreTrainedTokenizerFast
-
-    from muscle.update.scratch import pretrain_on_texts
-
-    words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
-    texts = _documents(documents) if documents else _training_texts(tasks, tasks_folder)
-    pretrain_on_texts(texts, convert(scratch, Scratch), words, destination, report)
-
-
-def _documents(files: Sequence[Plain]) -> list[str]:
-    """The lines of all files {"file", "sha256"}."""
-    found: list[str] = []
-    for file in files:
-        try:
-            lines = Path(file["file"]).read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise MuscleError(f"{file['file']}: cannot be read ({error}); give one document a line, in UTF-8") from None
-        found += [line for line in lines if line]
-    return found
-
-
-def _training_texts(tasks: Mapping[str, Plain], tasks_folder: Path | None) -> list[str]:
-    rows = (row for task in tasks.values() for row in task_of(task, tasks_folder).examples("training", None))
-    return [row.context + row.answer for row in rows]
 
 
 def adapt(
@@ -154,7 +49,7 @@ def adapt(
     from muscle.update.adapters import train_task_adapter
 
     train_task_adapter(
-        _model(model, base).base,
+        model_of(model, base).base,
         task_of(task, tasks_folder),
         convert(lora, LoraSettings),
         convert(training, TrainingSettings),
@@ -180,7 +75,7 @@ def answer(
     """What both task models together answer to inputs without labels."""
     from muscle.update.answers import keep_answers
 
-    models = _model(old, old_base, old_adapter), _model(new, new_base, new_adapter)
+    models = model_of(old, old_base, old_adapter), model_of(new, new_base, new_adapter)
     keep_answers(*models, task_of(task, tasks_folder), convert(evaluation, EvaluationSettings), destination)
 
 
@@ -208,8 +103,8 @@ def teach(
     from muscle.update.adapters import cache_teacher
 
     cache_teacher(
-        _model(old, old_base, old_adapter) if old else None,
-        _model(new, new_base, new_adapter),
+        model_of(old, old_base, old_adapter) if old else None,
+        model_of(new, new_base, new_adapter),
         task_of(task, tasks_folder),
         tokens,
         kept,
@@ -247,7 +142,7 @@ def align(
     from muscle.update.adapters import train_compatibility_adapter
     from muscle.update.search import Search
 
-    before, loaded = _model(old, old_base, old_adapter) if old else None, task_of(task, tasks_folder)
+    before, loaded = model_of(old, old_base, old_adapter) if old else None, task_of(task, tasks_folder)
     chosen = convert(alignment, AlignmentSettings)
     settings = (
         chosen,
@@ -255,7 +150,7 @@ def align(
         convert(training, TrainingSettings),
         convert(evaluation, EvaluationSettings),
     )
-    after = _model(new, new_base, new_adapter)
+    after = model_of(new, new_base, new_adapter)
     if chosen.search and before:
         Search(before, after, loaded, *settings, destination).run(report)
         return
@@ -281,7 +176,7 @@ def evaluate(
     from muscle.update import scoring
 
     settings = convert(evaluation, EvaluationSettings)
-    lm = scoring.task_model_lm(_model(model, base, adapter), settings)
+    lm = scoring.task_model_lm(model_of(model, base, adapter), settings)
     scoring.evaluate(lm, name, task_of(task, tasks_folder), split, destination, settings)
 
 
@@ -306,7 +201,7 @@ def evaluate_ensemble(
     from muscle.update.two_models import reference
 
     settings = convert(evaluation, EvaluationSettings)
-    models = _model(old, old_base, old_adapter), _model(new, new_base, new_adapter)
+    models = model_of(old, old_base, old_adapter), model_of(new, new_base, new_adapter)
     there = task_of(task, tasks_folder)
     scoring.evaluate(reference(name, *models, there, settings), name, there, split, destination, settings)
 
@@ -355,7 +250,7 @@ def task_of(settings: Plain, tasks_folder: Path | None) -> Task:
     return load_task(settings["name"], convert(chosen, TaskSettings), data)
 
 
-def _model(settings: Plain, base: Path | None = None, adapter: Path | None = None) -> TaskModel:
+def model_of(settings: Plain, base: Path | None = None, adapter: Path | None = None) -> TaskModel:
     """The task model of {"base", "adapter"}, with the folders of stages in place of what is open there."""
     loaded = convert({**settings["base"], **({"base": str(base)} if base else {})}, Base)
     return TaskModel(base=loaded, adapter=str(adapter) if adapter else settings["adapter"])
