@@ -220,7 +220,7 @@ class ChunkComparison(Comparison):
         assert self.said.alone
         place = torch.where(old_share > 0, self.said.alone.place[rows], -1)
         old = replace(self.said.alone, place=place).logits(student, slice(None), self.aims.temperature)
-        return old * old_share[:, None] + told * (1 - old_share)[:, None]
+        return torch.lerp(told.to(old.dtype), old, old_share[:, None].to(old.dtype))  # exact at 0 and 1
 
 
 @dataclass(frozen=True)

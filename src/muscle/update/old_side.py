@@ -164,22 +164,28 @@ class OldSide:
         Raises:
             MuscleError: The model cannot be loaded, or what it says not be kept.
         """
-        if translate := TRANSLATIONS.get(self._across):
+        if self._across in TRANSLATIONS:
             states, head = self._states(alignment.cache_dtype, folder, report, beside)
-            translation = translate(self._student.tokenizer, self._data.tokenizer)
-            tokens = self._student.training.gold, self._data.training.gold, translation.same
-            parts, alone = self.parts, self.parts.alone(*tokens)
-            if self._across == "combined":
-                said = self._read(CachedTeacher(states, head), None, report)
-                parts = joined(parts, said, texts, alignment.boundary_threshold, alone)
-                alone = parts.alone(*tokens)
-            translated = TranslatedTeacher.over(parts, alone, texts, states, head, translation)
-            return ChunkTeacher.by_chunk(said, parts, texts, translated) if self._across == "combined" else translated
+            return self._by_token(texts, states, head, alignment.boundary_threshold, report)
         said = self._likelihoods(folder, report)
         if alignment.level == "choice" or not self._cuts:
             return ChunkTeacher.by_text(said, self.texts, texts)
         threshold = math.inf if self._across == "texts" else alignment.boundary_threshold
         return ChunkTeacher.by_chunk(said, joined(self.parts, said, texts, threshold), texts)
+
+    def _by_token(
+        self, texts: Texts, states: States, head: Head, threshold: float, report: Report
+    ) -> ChunkTeacher | TranslatedTeacher:
+        """Heard by distributions on chunks of one token, and combined: by likelihoods on the others."""
+        translation = TRANSLATIONS[self._across](self._student.tokenizer, self._data.tokenizer)
+        tokens = self._student.training.gold, self._data.training.gold, translation.same
+        alone = self.parts.alone(*tokens)
+        if self._across != "combined":
+            return TranslatedTeacher.over(self.parts, alone, texts, states, head, translation)
+        said = self._read(CachedTeacher(states, head), None, report)
+        parts = joined(self.parts, said, texts, threshold, alone)
+        translated = TranslatedTeacher.over(parts, parts.alone(*tokens), texts, states, head, translation)
+        return ChunkTeacher.by_chunk(said, parts, texts, translated)
 
     def keep(self, kept: CacheDtype, folder: Path, report: Report) -> None:
         """Keep on disk what `teacher` will read.

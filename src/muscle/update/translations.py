@@ -54,17 +54,18 @@ def shared_tokens(student: PreTrainedTokenizerBase, old: PreTrainedTokenizerBase
     @cache
     def indices(old_rows: int, rows: int, device: torch.device) -> tuple[Tensor, ...]:
         sources, targets = _fitting(shared, old_rows, rows)
-        rest = (_all_but(sources, old_rows), _all_but(targets, rows))
-        return tuple(index.to(device) for index in (sources, targets, *rest))
+        source_of = torch.zeros(rows, dtype=torch.long).index_copy_(0, targets, sources)  # 0 stands for any
+        found = (source_of, _all_but(sources, old_rows), _all_but(targets, rows))
+        return tuple(index.to(device) for index in found)
 
     @torch.no_grad()
     def translate(old: Tensor, student: Tensor, temperature: float) -> Tensor:
-        sources, targets, old_rest, rest = indices(old.shape[-1], student.shape[-1], old.device)
+        source_of, old_rest, rest = indices(old.shape[-1], student.shape[-1], old.device)
         log_p = _log_softmax(old, temperature)
-        found = log_p.new_empty(student.shape)
-        found[:, targets] = log_p[:, sources]
-        others = log_p[:, old_rest].logsumexp(-1, keepdim=True)  # -inf where there are none
-        found[:, rest] = others + _log_softmax(student[:, rest], temperature).to(log_p.dtype)
+        found = log_p.index_select(1, source_of)  # three times as fast as by brackets on a CPU
+        others = log_p.index_select(1, old_rest).logsumexp(-1, keepdim=True)  # -inf where there are none
+        own = _log_softmax(student.index_select(1, rest), temperature).to(log_p.dtype)
+        found.index_copy_(1, rest, others + own)
         return _floored(found if len(rest) else found.log_softmax(-1)) * temperature
 
     return Translation(translate, shared)
