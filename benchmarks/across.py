@@ -29,11 +29,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 from variants import LEARNING_RATE, NEW, OLD, TEMPERATURE, _silent, task_model
 
+from muscle.update.across.chunks import Chunks
+from muscle.update.across.old_teachers import ChunkTeacher, TranslatedTeacher, read_likelihoods
+from muscle.update.across.translations import shared_tokens
 from muscle.update.alignment_settings import AlignmentSettings
-from muscle.update.chunks import Chunks
 from muscle.update.heads import Head, read_states
 from muscle.update.objectives import Objective, OldTeacher, compatibility
-from muscle.update.old_teachers import ChunkTeacher, TranslatedTeacher, read_likelihoods
 from muscle.update.recipe import TrainingSettings
 from muscle.update.rows import Targets
 from muscle.update.teacher_cache import Texts as Sources
@@ -41,7 +42,6 @@ from muscle.update.teacher_cache import compute_states
 from muscle.update.teachers import CachedTeacher, LiveTeacher
 from muscle.update.tokenized import IGNORED, PaddingCollator, TokenizedExamples
 from muscle.update.trainer import train
-from muscle.update.translations import shared_tokens
 
 RANK, BATCH_SIZE = 16, 8
 TOLERANCE = 1e-4  # of loss and gradient against the plain script's

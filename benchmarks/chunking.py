@@ -20,7 +20,7 @@ from texts import VOCABULARY, _rows
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from muscle.update.chunks import Chunks
+from muscle.update.across.chunks import Chunks
 from muscle.update.prompts import Example
 from muscle.update.scratch import train_tokenizer
 from muscle.update.tokenized import TokenizedExamples

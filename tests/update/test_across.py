@@ -12,16 +12,16 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from muscle.update.across import likelihood_matching, matching_slope
+from muscle.update.across.comparisons import likelihood_matching, matching_slope
+from muscle.update.across.old_teachers import ChunkTeacher, TranslatedTeacher
+from muscle.update.across.translations import Translation
 from muscle.update.alignment_settings import AlignmentSettings, EmphasisName, WeightName
 from muscle.update.comparison import Scales
 from muscle.update.heads import Head
 from muscle.update.objectives import compatibility
-from muscle.update.old_teachers import ChunkTeacher, TranslatedTeacher
 from muscle.update.rows import Outcome
 from muscle.update.teacher_cache import States
 from muscle.update.tokenized import IGNORED
-from muscle.update.translations import Translation
 
 from .reference import argmax, kl, softmax
 from .test_objectives import Fixed, V, chunks_of, factor, items, said, trained_head

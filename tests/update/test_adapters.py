@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from muscle.errors import MuscleError
 from muscle.update import adapters, models, teachers
+from muscle.update.across.same_tokenizer import tokenizer_difference
 from muscle.update.adapters import (
     cache_teacher,
     train_compatibility_adapter,
@@ -29,7 +30,6 @@ from muscle.update.pipeline import Report
 from muscle.update.plan import Plan
 from muscle.update.recipe import Base, EvaluationSettings, LoraSettings, TaskModel, TaskSettings, TrainingSettings
 from muscle.update.recipe_file import make_recipe
-from muscle.update.same_tokenizer import tokenizer_difference
 from muscle.update.settings import SideName
 from muscle.update.tasks import Task, load_task
 from muscle.update.tokenized import PaddingCollator, TokenizedExamples

@@ -25,7 +25,7 @@ from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from muscle.errors import MuscleError
 from muscle.measure.statistics import IntArray
-from muscle.update.chunks import NONE, Chunks, Piece, common_pieces, cut
+from muscle.update.across.chunks import NONE, Chunks, Piece, common_pieces, cut
 from muscle.update.prompts import Example
 from muscle.update.scratch import train_tokenizer
 from muscle.update.spans import Spans

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalL
 from muscle.demo.bases import build_tokenizer
 from muscle.errors import MuscleError
 from muscle.update import estimate, stages
+from muscle.update.across.old_teachers import read_likelihoods
 from muscle.update.alignment_settings import AlignmentSettings
 from muscle.update.estimate import check_weights, forecast, memory, print_estimate, probe, refuse, shapes
 from muscle.update.estimate.forecast import Cost, Forecast
@@ -29,7 +30,6 @@ from muscle.update.estimate.inputs import SAMPLE, Inputs, is_taught
 from muscle.update.estimate.memory import Bytes
 from muscle.update.lora import add_adapter
 from muscle.update.models import load_base
-from muscle.update.old_teachers import read_likelihoods
 from muscle.update.pipeline import CHECKPOINTS, Report, Stage
 from muscle.update.plan import Plan
 from muscle.update.recipe import Base, EvaluationSettings, LoraSettings, Recipe, Side, TaskSettings, TrainingSettings

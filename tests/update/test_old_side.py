@@ -20,17 +20,19 @@ from transformers import AutoModelForCausalLM, ByT5Tokenizer, LlamaConfig, Llama
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from muscle.errors import MuscleError
-from muscle.update import old_side, teacher_cache, teachers, two_models
+from muscle.update import teacher_cache, teachers, two_models
+from muscle.update.across import old_side
+from muscle.update.across.chunks import Chunks
+from muscle.update.across.old_side import OldSide, way_across
+from muscle.update.across.old_teachers import ChunkTeacher, Likelihoods, joined
+from muscle.update.across.translations import shared_tokens
 from muscle.update.adapters import train_compatibility_adapter
 from muscle.update.alignment_settings import BY_LIKELIHOOD, Across, AlignmentSettings
 from muscle.update.answers import keep_answers
-from muscle.update.chunks import Chunks
 from muscle.update.ensemble import Ensemble
 from muscle.update.generation import Generated
 from muscle.update.lora import add_adapter
 from muscle.update.models import load_base, load_task_model, load_tokenizer
-from muscle.update.old_side import OldSide, way_across
-from muscle.update.old_teachers import ChunkTeacher, Likelihoods, joined
 from muscle.update.plan import Plan
 from muscle.update.prompts import Example
 from muscle.update.recipe import (
@@ -50,7 +52,6 @@ from muscle.update.tasks import Task, load_task
 from muscle.update.teacher_cache import Texts
 from muscle.update.tokenized import TokenizedExamples
 from muscle.update.training_data import TaskData
-from muscle.update.translations import shared_tokens
 from muscle.update.two_models import Gated, reference
 
 LORA = LoraSettings(rank=4, alpha=8)

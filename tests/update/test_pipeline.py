@@ -10,7 +10,8 @@ from filelock import FileLock
 from rich.console import Console
 
 from muscle.errors import MuscleError
-from muscle.update.pipeline import Stage, fingerprint, pipeline_status
+from muscle.update import pipeline
+from muscle.update.pipeline import Stage, fingerprint, pipeline_status, program_hash
 from muscle.update.workers import run_pipeline
 from tests.update import steps
 
@@ -169,3 +170,15 @@ def test_fingerprint_depends_on_everything_that_decides_the_output() -> None:
     ):
         assert fingerprint(changed)["whole"] != base["whole"]
         assert fingerprint(changed)["parts/right"] == base["parts/right"]
+
+
+@pytest.mark.parametrize(
+    ("file", "decides"), [("losses.py", True), ("across/comparisons.py", True), ("hub.py", False), ("run.py", False)]
+)
+def test_what_decides_a_result_is_part_of_the_program(
+    file: str, decides: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, changed, read = program_hash(), Path(pipeline.__file__).parent / file, Path.read_bytes
+    assert changed.is_file()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: b"other" if path == changed else read(path))
+    assert (program_hash() != before) == decides

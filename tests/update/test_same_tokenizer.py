@@ -9,10 +9,10 @@ import pytest
 from transformers import ByT5Tokenizer
 
 from muscle.errors import MuscleError
+from muscle.update.across.same_tokenizer import BLOCK, tokenizer_difference
 from muscle.update.models import load_tokenizer
 from muscle.update.prompts import Example
 from muscle.update.recipe import Base
-from muscle.update.same_tokenizer import BLOCK, tokenizer_difference
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

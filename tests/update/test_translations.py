@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from muscle.errors import MuscleError
+from muscle.update.across.surfaces import Lexicon, first_pieces, matched, surfaces
+from muscle.update.across.translations import Translation, by_rank, projected, shared_tokens
 from muscle.update.losses import absolute_difference, divergence
-from muscle.update.surfaces import Lexicon, first_pieces, matched, surfaces
-from muscle.update.translations import Translation, by_rank, projected, shared_tokens
 
 from .reference import kl, softmax
 

@@ -12,13 +12,13 @@ from accelerate.utils import parse_flag_from_env
 from msgspec import to_builtins
 from peft import PeftModel
 
+from muscle.update.across.old_side import OldSide, way_across
 from muscle.update.alignment_settings import Across, AlignmentSettings, CacheDtype
 from muscle.update.answers import all_choices, answers_folder, keep_answers
 from muscle.update.distributed import processes, save_adapter
 from muscle.update.lora import add_adapter
 from muscle.update.models import load_base, load_tokenizer
 from muscle.update.objectives import Objective, OldTeacher, compatibility, task_objective
-from muscle.update.old_side import OldSide, way_across
 from muscle.update.pipeline import CHECKPOINTS, Report
 from muscle.update.prompts import Example
 from muscle.update.provenance import folder_key, identity, provenance

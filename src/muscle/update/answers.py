@@ -15,6 +15,7 @@ from lm_eval.api.instance import Instance
 from msgspec import structs
 
 from muscle.errors import MuscleError
+from muscle.update.across.same_tokenizer import tokenizer_difference
 from muscle.update.backends import LocalLM
 from muscle.update.distributed import processes
 from muscle.update.ensemble import Ensemble
@@ -22,7 +23,6 @@ from muscle.update.models import load_tokenizer
 from muscle.update.prompts import Example
 from muscle.update.provenance import folder_key, identity
 from muscle.update.recipe import ANSWERING, EvaluationSettings, TaskModel
-from muscle.update.same_tokenizer import tokenizer_difference
 from muscle.update.tasks import Task
 from muscle.update.two_models import Apart, Gated
 

@@ -58,8 +58,8 @@ def check_task(
 
 def _check_one_tokenizer(task: Task, needs: Sequence[str], bases: Sequence[Base]) -> None:
     """That both bases have one, where it is for the ensemble that generates, or for the distance of logits."""
+    from muscle.update.across.same_tokenizer import tokenizer_difference
     from muscle.update.models import load_tokenizer
-    from muscle.update.same_tokenizer import tokenizer_difference
     from muscle.update.two_models import NOTHING_TO_MIX
 
     faults = {"ensemble": NOTHING_TO_MIX, "logits": LOGITS_ACROSS}

@@ -71,7 +71,7 @@ def logit_difference(student: Tensor, teacher: Tensor) -> Tensor:
 def absolute_difference(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """sum_v |softmax(student / T)_v - softmax(teacher / T)_v|, row by row: twice the total variation.
 
-    With a teacher sorted like the student (`muscle.update.translations.by_rank`) it is the distance of the universal
+    With a teacher sorted like the student (`muscle.update.across.translations.by_rank`) it is that of the universal
     logit distillation loss (Boizard et al. 2024, arXiv 2402.12030, section 3).
 
     Args:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from muscle.update.across import ChunkComparison, TranslatedComparison
+from muscle.update.across.comparisons import ChunkComparison, TranslatedComparison
+from muscle.update.across.old_teachers import ChunkTeacher, TranslatedTeacher
 from muscle.update.alignment_settings import AlignmentSettings
 from muscle.update.comparison import Aims, Comparison, Scales
 from muscle.update.heads import Head
 from muscle.update.losses import Aim, loss_of_rows
-from muscle.update.old_teachers import ChunkTeacher, TranslatedTeacher
 from muscle.update.rows import Outcome, Targets, TeacherRows
 from muscle.update.teachers import Teacher
 from muscle.update.tokenized import IGNORED

@@ -103,7 +103,7 @@ def program_hash(stages: Sequence[Stage] = ()) -> str:
 
 
 _MUSCLE = Path(__file__).parents[1]
-_PROGRAM = (_MUSCLE / "update", PROJECT_TASKS)
+_PROGRAM = (_MUSCLE / "update", _MUSCLE / "update" / "across", PROJECT_TASKS)
 _DECIDES_NOTHING = frozenset(
     {"hub.py", "provenance.py", "recipe_file.py", "run.py", "verbs.py", "pipeline.py", "workers.py"}
 )

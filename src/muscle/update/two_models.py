@@ -14,13 +14,13 @@ from scipy.special import log_softmax
 
 from muscle.errors import MuscleError
 from muscle.measure.statistics import FloatArray
+from muscle.update.across.same_tokenizer import tokenizer_difference
 from muscle.update.backends import LocalLM, in_process, load_on_device
 from muscle.update.ensemble import Ensemble
 from muscle.update.generation import Generated, can_refill, generate
 from muscle.update.models import load_tokenizer
 from muscle.update.packed import Answer
 from muscle.update.recipe import EvaluationSettings, Reference, TaskModel
-from muscle.update.same_tokenizer import tokenizer_difference
 from muscle.update.tasks import Task
 
 NOTHING_TO_MIX = (

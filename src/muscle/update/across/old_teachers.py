@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from muscle.errors import MuscleError
 from muscle.measure.statistics import BoolArray
-from muscle.update.chunks import NONE, Chunks
+from muscle.update.across.chunks import NONE, Chunks
+from muscle.update.across.translations import Translation
 from muscle.update.distributed import processes
 from muscle.update.heads import Head
 from muscle.update.losses import chunks as row_chunks
@@ -28,7 +29,6 @@ from muscle.update.rows import ChunkRows, TranslatedRows
 from muscle.update.teacher_cache import States, Texts
 from muscle.update.teachers import Teacher
 from muscle.update.tokenized import IGNORED
-from muscle.update.translations import Translation
 
 LIKELIHOODS, RECORD = "likelihoods.safetensors", "likelihoods.json"
 """Files of what is kept on disk. The record is written last."""

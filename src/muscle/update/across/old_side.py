@@ -15,6 +15,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from muscle.errors import MuscleError
+from muscle.update.across.chunks import Chunks
+from muscle.update.across.old_teachers import (
+    ChunkTeacher,
+    Likelihoods,
+    TranslatedTeacher,
+    joined,
+    open_likelihoods,
+    read_likelihoods,
+)
+from muscle.update.across.same_tokenizer import tokenizer_difference
+from muscle.update.across.surfaces import surfaces
+from muscle.update.across.translations import by_rank, projected, shared_tokens
 from muscle.update.alignment_settings import (
     BY_TOKEN,
     LOGITS_ACROSS,
@@ -23,28 +35,16 @@ from muscle.update.alignment_settings import (
     CacheDtype,
     default_across,
 )
-from muscle.update.chunks import Chunks
 from muscle.update.heads import Head
 from muscle.update.models import load_tokenizer
-from muscle.update.old_teachers import (
-    ChunkTeacher,
-    Likelihoods,
-    TranslatedTeacher,
-    joined,
-    open_likelihoods,
-    read_likelihoods,
-)
 from muscle.update.pipeline import Report
 from muscle.update.prompts import Example
 from muscle.update.recipe import TaskModel
-from muscle.update.same_tokenizer import tokenizer_difference
 from muscle.update.settings import TargetTokens
-from muscle.update.surfaces import surfaces
 from muscle.update.tasks import Task
 from muscle.update.teacher_cache import HEAD, States, Texts, check_room, compute_states, open_states, states_size
 from muscle.update.teachers import CachedTeacher, LiveTeacher, Teacher
 from muscle.update.training_data import TaskData
-from muscle.update.translations import by_rank, projected, shared_tokens
 
 TRANSLATIONS = {"shared": shared_tokens, "projected": projected, "ranks": by_rank, "combined": shared_tokens}
 """By the name that settings use."""

@@ -1,9 +1,9 @@
 """What an old teacher with another tokenizer recommends, told in the student's tokens, row by row.
 
 It means something only where both are about to read the same text: after a boundary that both tokenizations have.
-Which rows these are is for others to say (`muscle.update.chunks`), and so are rows whose next tokens differ.
+Which rows these are is for others to say (`muscle.update.across.chunks`), and so are rows whose next tokens differ.
 
-Tokens are compared by the text that they stand for (`muscle.update.surfaces`). What is impossible gets the least
+Tokens are compared by the text that they stand for (`muscle.update.across.surfaces`). What is impossible gets the least
 probability that a normal number can be, about 1e-38 in float32.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from muscle.update.surfaces import Lexicon, first_pieces, matched
+from muscle.update.across.surfaces import Lexicon, first_pieces, matched
 
 
 @dataclass(frozen=True)
