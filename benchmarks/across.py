@@ -247,7 +247,7 @@ def measure(folder: Path, name: ModelName, texts: int, runs: int) -> tuple[list[
         details[tokens] = {"texts": contest.facts()}
         for words, settings in WEIGHTS.items():
             turns = contest.steps(settings, runs)
-            bars += turns.bars(f"loss and gradient, {targets}, {words}, {name} model", ">= 1", runs)
+            bars += turns.bars(f"loss and gradient, {targets}, {words}, {name} model", None, runs)
             details[tokens][words] = vars(turns)
             tell(bars[-len(WAYS) :])
     fewer = max(1, runs // 2)

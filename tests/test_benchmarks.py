@@ -18,6 +18,8 @@ BARS = {
     "text_scores": 2,  # ROUGE-1 without and with stems
     "startup": 2,  # --help, compare
     "reading": 2,  # time and peak memory
+    "across": 12,  # loss and gradient of four kinds, the old model read once, an epoch; combined and likelihood
+    "chunking": 4,  # alone and with tokenizing, in equal prompts and in chat templates
     "gpu": 5,  # training against each peer, its memory, scoring against each peer
 }
 
