@@ -1,6 +1,6 @@
 """Run the benchmarks one after the other, gather their bars, and write the table of ratios into the READMEs.
 
-    make bench                    # all of them: 40 minutes on two quiet cores
+    make bench                    # all of them: 50 minutes on two quiet cores
     make bench QUICK=1            # small sizes, to see that everything runs
     python benchmarks/run.py --only reading --only startup
 
@@ -81,8 +81,8 @@ def gather(folder: Path) -> Latest:
 
 
 def figure(value: float, unit: str) -> str:
-    """With its unit: megabytes whole, others to three digits."""
-    return f"{value:,.0f} MB" if unit == "MB" else f"{value:.3g} {unit}"
+    """With its unit: megabytes and thousands whole, others to three digits."""
+    return f"{value:,.0f} {unit}" if unit == "MB" or value >= 1000 else f"{value:.3g} {unit}"
 
 
 HEADER = ("what", "ours", "peer", "ratio", "goal", "")
