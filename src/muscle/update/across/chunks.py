@@ -105,7 +105,7 @@ class Chunks:
             tokens[-1][numbers[inside]] = gold[inside]
         if same is None:
             return found
-        student_of = np.full(1 + max([*same, *tokens[1].tolist()], default=0), NONE)
+        student_of = np.full(1 + max([*same, int(tokens[1].max(initial=0))]), NONE)
         student_of[[*same]] = [*same.values()]
         found &= student_of[tokens[1]] == tokens[0]
         return found
